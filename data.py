@@ -264,7 +264,7 @@ def build(folder, size, train_size, test_size, seed, device):
     questions, answers, rating = (t.cpu() for t in generate(size, train_size + test_size, seed, device))
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in ("test.csv", slice(train_size, None)), ("train.csv", slice(train_size)):   # train.csv: all done
-        write_csv(folder / name, questions[part] + 1, answers[part] + 1, rating[part], f"random minimal, seed {seed}")
+        write_csv(folder / name, questions[part] + 1, answers[part] + 1, rating[part], f"random minimal (seed {seed})")
     print(f"{time.perf_counter() - began:.0f} s, kept in {folder}", flush=True)
 
 
