@@ -568,5 +568,5 @@ def test_the_commands_of_the_readme_exist():
     for command in commands:
         args = trm.parse(shlex.split(command))
         assert args.command != "train" or args.preset in trm.PRESETS
-    for name in re.findall(r"`(?:trm|data)\.(\w+)`", readme):
-        assert hasattr(trm, name) or hasattr(data, name), name
+    for module, name in re.findall(r"`(trm|data)\.(?!py`)(\w+)`", readme):
+        assert hasattr({"trm": trm, "data": data}[module], name), name
