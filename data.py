@@ -10,6 +10,7 @@ A *task* is a class with the members that trm.py uses, and trm.py knows nothing 
 Tokens (section 4 of the paper, and the published code): 0 is padding, 1 a blank cell, 2..10 the digits 1..9.
 """
 import csv
+import http.client
 import math
 import os
 import sys
@@ -44,7 +45,7 @@ class Puzzles:
         return Puzzles(self.inputs.to(device), self.labels.to(device), self.rating.to(device))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- The solver, the generator and the augmentation -----------------------------------------------------------------
 # Candidates are bit masks, boards the columns of a matrix [cells, boards]. Every operation below works on thousands of
 # boards at once, which is what makes building puzzles quick, on a CPU and on a GPU.
 
@@ -170,8 +171,8 @@ def augment(inputs, labels, size):
     return [tokens.gather(1, t.gather(1, cells.flatten(1)).long()) for t in (inputs, labels)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files: every set of puzzles, built here or downloaded, is a folder with train.csv and test.csv in the same format.
+# ---- Files ----------------------------------------------------------------------------------------------------------
+# Every set of puzzles, built here or downloaded, is a folder with train.csv and test.csv in the same format.
 
 def read_csv(path, size, take=0, seed=0):
     """Read and check a Sudoku file (header source,question,answer,rating) in bounded memory.
@@ -347,7 +348,8 @@ class Sudoku:
             row = ""
             for c in range(self.size):
                 i, digit = r * self.size + c, text_of(answers[r * self.size + c].view(1))
-                style = "1" if inputs[i] > 1 else "" if labels is None else "34" if answers[i] == labels[i] else "7;33"
+                wrong = labels is not None and answers[i] != labels[i]
+                style = "7;33" if wrong else "1" if inputs[i] > 1 else "" if labels is None else "34"
                 digit = f"\033[{style}m{digit}\033[0m" if colour and style else digit
                 row += ("| " if c and c % w == 0 else "") + digit + " "
             lines.append(" " + row)
@@ -385,7 +387,7 @@ def download(url, path):
             part.unlink()
             raise ValueError(f"{part} did not fit the file at {url} and was removed; run the command again") from None
         raise ValueError(f"{url}: {error}") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{url}: {error}; run the command again to go on from {have / 1e6:.1f} MB") from None
     if have != total:
         raise ValueError(f"{url}: cut at {have} of {total} bytes; run the command again to go on from there")
@@ -412,6 +414,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"data.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -482,9 +482,10 @@ def test_evaluation_equals_a_plain_loop_whatever_the_batch():
 def test_training_without_a_compiler_and_with_one():
     """Blocks compile, or training goes on without where there is no C++ compiler; both as a user would see it."""
     for said, change in ("compiled in", {}), ("not compiled", {"CXX": "no-such-compiler"}):
+        cache = str(Path(said.replace(" ", "-")).absolute())
         run = subprocess.run([sys.executable, str(HERE / "trm.py"), "train", "sudoku-6x6", *TINY[:-3], "--steps", "2",
                               "--overwrite"], capture_output=True, text=True,
-                             env={**os.environ, **change, "TORCHINDUCTOR_CACHE_DIR": str(Path(said).absolute())})
+                             env={**os.environ, **change, "TORCHINDUCTOR_CACHE_DIR": cache})
         assert run.returncode == 0 and "20 unseen puzzles" in run.stdout, run.stderr
         assert re.search(f"^{said}", run.stdout, re.M), run.stdout
 
