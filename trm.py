@@ -1,12 +1,12 @@
 """The Tiny Recursive Model (TRM) in one file: "Less is More: Recursive Reasoning with Tiny Networks",
 Jolicoeur-Martineau 2025, arXiv:2510.04871. Read from top to bottom beside the paper:
 
-    Config, PRESETS       every number of the method                                   section 4, 5
-    Block, TRM            the tiny network and its embeddings and heads                section 4.2-4.5
-    latent_recursion, deep_recursion                                                   Figure 3
-    stablemax_cross_entropy, losses                                                    section 4.1, 4.6
-    Slots, refill, train_step                deep supervision, one optimizer step      Figure 3, section 2.4
-    train, evaluate, solve                   the three commands                        section 5
+    Config, PRESETS                           every number of the method                   sections 4 and 5
+    Block, TRM                                the tiny network, its embeddings and heads   Figure 1, section 4.2-4.5
+    latent_recursion, deep_recursion          z n times, then y; T times                   Figure 3, section 4.1-4.2
+    stablemax_cross_entropy, losses           is the answer right, and does it know        sections 2.5 and 4.6
+    refill, halt, train_step                  deep supervision, one optimizer step         section 2.4
+    think, evaluate, train, main              evaluation, training, the three commands     section 5
 
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]: with
 the sequence first, mixing over it and over D are one plain matrix product each, and nothing is transposed.
@@ -148,6 +148,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 1, 3, 0, 4)                               # [B, heads, S, head]
 
         def rotate(t):
+            """Turn each pair of coordinates by its position."""
             a, b = t.float().chunk(2, -1)
             return (t * self.cos + torch.cat([-b, a], -1) * self.sin).to(t.dtype)
         mixed = F.scaled_dot_product_attention(rotate(q), rotate(k), v)
@@ -527,7 +528,6 @@ def nearest(word, known):
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are ValueErrors, so that every mistake is reported in one place."""
-
     def error(self, message):
         raise ValueError(message)
 
