@@ -22,9 +22,40 @@ test: $(READY)           ## the whole test suite
 sudoku-extreme: $(READY) ## download Sudoku-Extreme (800 MB) into puzzles/sudoku-extreme, for --data
 	$(PY) data.py sudoku-extreme
 
+# A row of the paper's tables: name | its accuracy on Sudoku-Extreme | the flags that make it from the row "TRM".
+define ABLATIONS
+TRM|87.4|
+with Q-learning ACT|86.1|--q_learning
+separate f_H and f_L|82.4|--networks 2
+without EMA|79.9|--ema 0
+4 layers, half the n|79.5|--n_layers 4 --n 1
+multi-scale z|77.6|--features multi
+with self-attention|74.7|--mixing attention
+T and n smaller|73.7|--T 1 --n 1
+single z|71.9|--features z
+1-step gradient|56.5|--one_step
+HRM|55.0|--mixing attention --n_layers 4 --networks 2 --n 2 --T 2 --one_step --q_learning --ema 0
+direct prediction|0.0|--mixing attention --n_layers 4 --networks 2 --n 1 --T 1 --N_sup 1 --N_eval 1
+no deep supervision|-|--N_sup 1 --N_eval 1
+endef
+export ABLATIONS
+SEED ?= 0
+ABLATION_STEPS ?= 600
+
+ablations: $(READY)      ## the paper's tables at CPU size, on 6x6 Sudoku; SEED=1 for another seed
+	@mkdir -p runs; printf '%-22s %8s %8s %8s %11s\n' variant "paper %" "here %" seconds parameters; \
+	echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
+	  run="ablation-$(SEED)-$$(echo $$name | tr ' ' '-')"; log="runs/$$run.log"; \
+	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 3 --T 2 --N_eval 8 --steps $(ABLATION_STEPS) \
+	    --seed $(SEED) $$flags --run "$$run" --resume > "$$log" < /dev/null || exit 1; \
+	  awk -v name="$$name" -v paper="$$paper" '/^model/ {parameters = $$2} /^trained/ {seconds = $$3} \
+	    /^ +[0-9]+  +[0-9.]+ +[0-9.]+ +[0-9.]+/ {right = $$3} \
+	    END {printf "%-22s %8s %8s %8s %11s\n", name, paper, right, seconds, parameters}' "$$log"; \
+	done
+
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r requirements.txt
 	touch $@
 
-.PHONY: train-sudoku demo test sudoku-extreme
+.PHONY: train-sudoku demo test ablations sudoku-extreme

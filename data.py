@@ -26,7 +26,6 @@ import torch
 
 HEADER = ["source", "question", "answer", "rating"]   # the columns of Sudoku-Extreme, used for every Sudoku file
 
-
 @dataclass
 class Puzzles:
     """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] int32 (guesses)."""
@@ -44,7 +43,6 @@ class Puzzles:
         """The same puzzles on another device."""
         return Puzzles(self.inputs.to(device), self.labels.to(device), self.rating.to(device))
 
-
 # ---- The solver, the generator and the augmentation -----------------------------------------------------------------
 # Candidates are bit masks, boards the columns of a matrix [cells, boards]. Every operation below works on thousands of
 # boards at once, which is what makes building puzzles quick, on a CPU and on a GPU.
@@ -53,14 +51,12 @@ def box_shape(size):
     """(rows, columns) of a box of a Sudoku with `size` digits: 9 -> (3, 3), 6 -> (2, 3)."""
     return math.isqrt(size), size // math.isqrt(size)
 
-
 def unit_cells(size, device="cpu"):
     """The cells of every row, then of every column, then of every box: int64 [3 * size, size]."""
     h, w = box_shape(size)
     grid = torch.arange(size * size, device=device).view(size, size)
     boxes = grid.view(size // h, h, size // w, w).transpose(1, 2).reshape(size, size)
     return torch.cat([grid, grid.T, boxes])
-
 
 def search(masks, limit=2, generator=None, width=4096):
     """Propagate and search on many Sudoku boards at once.
@@ -121,12 +117,10 @@ def search(masks, limit=2, generator=None, width=4096):
     digits = (answers[None] >> bits[:, None] & 1).mul(bits[:, None] + 1).sum(0)
     return found, guesses, digits
 
-
 def to_masks(digits, size):
     """Digits [..., cells] (0 = blank) to masks [cells, ...] int32: one bit for a clue, all bits for a blank."""
     full = (1 << size) - 1
     return torch.where(digits > 0, 1 << (digits.int() - 1).clamp(min=0), full).int().movedim(-1, 0)
-
 
 def generate(size, count, seed=0, device="cpu"):
     """Random minimal Sudoku: `count` different solution grids, and of each as many clues as it takes for one solution.
@@ -150,7 +144,6 @@ def generate(size, count, seed=0, device="cpu"):
         questions[rows, cell] = torch.where(needed, grids[rows, cell], 0)
     return questions, grids, search(to_masks(questions, size))[1]
 
-
 def augment(inputs, labels, size):
     """A random symmetric copy of each puzzle: digits, bands, rows in bands, stacks, columns in stacks, transposition.
 
@@ -169,7 +162,6 @@ def augment(inputs, labels, size):
     digits = torch.rand(B, size, device=device).argsort(1) + 2
     tokens = torch.cat([torch.arange(2, device=device).expand(B, 2), digits], 1).to(inputs.dtype)
     return [tokens.gather(1, t.gather(1, cells.flatten(1)).long()) for t in (inputs, labels)]
-
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
 # Every set of puzzles, built here or downloaded, is a folder with train.csv and test.csv in the same format.
@@ -228,7 +220,6 @@ def read_csv(path, size, take=0, seed=0):
         raise ValueError(f"{path} has {count} puzzles, {max(take, 1)} are asked for; lower train_size or test_size")
     return Puzzles(*(torch.from_numpy(np.concatenate(column)) for column in list(zip(*kept))[2:]))
 
-
 def tokens_of(texts, size):
     """Grids as strings of equal length to uint8 tokens [N, cells]: '.' and '0' are blank (1), unknown characters 0."""
     table = np.zeros(256, np.uint8)
@@ -236,18 +227,15 @@ def tokens_of(texts, size):
     table[ord("1"):ord("1") + size] = np.arange(2, size + 2)
     return table[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)].reshape(len(texts), -1)
 
-
 def text_of(tokens):
     """One grid of tokens [cells] as a string, '.' for a blank, '?' for padding."""
     return "".join("?.123456789"[t] for t in tokens.tolist())
-
 
 def obeys(answers, size):
     """Has each grid of tokens [N, cells] every digit once in every row, column and box? bool [N] on the CPU."""
     cells = unit_cells(size)
     digits = torch.as_tensor(answers).cpu().int()[:, cells]                # [N, 3 * size, size]
     return (digits.sort(-1).values == torch.arange(2, size + 2)).all(-1).all(-1)
-
 
 def write_csv(path, questions, answers, rating, source):
     """Write puzzles (uint8 tokens) beside `path` and move them into place, so that no half file has its name."""
@@ -256,7 +244,6 @@ def write_csv(path, questions, answers, rating, source):
         writer.writerow(HEADER)
         writer.writerows([source, text_of(q), text_of(a), r] for q, a, r in zip(questions, answers, rating.tolist()))
     os.replace(f"{path}.part", path)
-
 
 def build(folder, size, train_size, test_size, seed, device):
     """Generate puzzles once and keep them in `folder`; no solution grid of test.csv occurs in train.csv."""
@@ -268,9 +255,7 @@ def build(folder, size, train_size, test_size, seed, device):
         write_csv(folder / name, questions[part] + 1, answers[part] + 1, rating[part], f"random minimal (seed {seed})")
     print(f"{time.perf_counter() - began:.0f} s, kept in {folder}", flush=True)
 
-
 # ---- The task as trm.py sees it -------------------------------------------------------------------------------------
-
 class Sudoku:
     """Sudoku, 9x9 or 6x6 (boxes of 2 rows and 3 columns).
 
@@ -355,12 +340,9 @@ class Sudoku:
             lines.append(" " + row)
         return "\n".join(lines)
 
-
 TASKS = {"sudoku": Sudoku}
 
-
 # ---- Downloads ------------------------------------------------------------------------------------------------------
-
 def download(url, path):
     """Fetch `url` to `path` with progress. What has come waits in PATH.part: a cut download goes on from there; only
     a file of the size that the server announced, with a puzzle file's header, gets its name. Raises ValueError."""
@@ -397,7 +379,6 @@ def download(url, path):
             raise ValueError(f"{url} is not a puzzle file: it does not begin with {','.join(HEADER)}; removed")
     os.replace(part, path)
 
-
 def main():
     """`python data.py sudoku-extreme`: download it into puzzles/sudoku-extreme; HF_ENDPOINT names a mirror."""
     if sys.argv[1:] != ["sudoku-extreme"]:
@@ -409,7 +390,6 @@ def main():
             print(f"{path} is there already")
         else:
             download(f"{base}/datasets/sapientinc/sudoku-extreme/resolve/main/{name}", path)
-
 
 if __name__ == "__main__":
     try:
