@@ -3,14 +3,17 @@
 A *task* is a class with the members that trm.py uses, and trm.py knows nothing else about it (Sudoku is the one here):
     length, vocab, ids               grid cells L, vocabulary V, number of puzzle identities
     train, test                      Puzzles, on the device
-    augment(inputs, labels)          a random symmetric copy of every puzzle of a batch
+    draw(B)                          a training batch: puzzles drawn at random, each turned into a symmetric copy
+    views(inputs, A)                 A symmetric copies of each puzzle, and what maps their answers back
     parse(text), describe(inputs)    a puzzle typed by the user, and what is known about it
     obeys(inputs, answers)           do the answers follow the rules? no label is needed
-    show(inputs, answers, labels)    one grid as text for the terminal
+    side, box, glyphs, blank         for drawing: cells in a line, shape of a box, a token's letter, token of a blank
 Tokens (section 4 of the paper, and the published code): 0 is padding, 1 a blank cell, 2..10 the digits 1..9.
 """
 import csv
+import difflib
 import http.client
+import itertools
 import math
 import os
 import sys
@@ -25,6 +28,12 @@ import numpy as np
 import torch
 
 HEADER = ["source", "question", "answer", "rating"]   # the columns of Sudoku-Extreme, used for every Sudoku file
+
+def refuse(message, word="", known=()):
+    """Raise a ValueError; where it is about an unknown word, with the nearest of the known ones, or all of them."""
+    match = difflib.get_close_matches(word, known, 1)
+    hint = f"; did you mean {match[0]}?" if match else f"; there are: {', '.join(known)}" if known else ""
+    raise ValueError(message + hint)
 
 @dataclass
 class Puzzles:
@@ -144,12 +153,10 @@ def generate(size, count, seed=0, device="cpu"):
         questions[rows, cell] = torch.where(needed, grids[rows, cell], 0)
     return questions, grids, search(to_masks(questions, size))[1]
 
-def augment(inputs, labels, size):
-    """A random symmetric copy of each puzzle: digits, bands, rows in bands, stacks, columns in stacks, transposition.
-
-    inputs, labels: uint8 tokens [B, cells]; transposed only where boxes are square. Fresh for each puzzle, all at once.
-    """
-    B, device, (h, w) = len(inputs), inputs.device, box_shape(size)
+def symmetries(B, size, device="cpu"):
+    """B random symmetries of Sudoku: digits, bands, rows in bands, stacks, columns in stacks, transposition where boxes
+    are square. Returns what `transform` takes: the cell each cell comes from and the token each token becomes."""
+    h, w = box_shape(size)
 
     def lines(block):
         """A random order [B, size] of rows or columns that keeps blocks of `block` lines together."""
@@ -160,8 +167,12 @@ def augment(inputs, labels, size):
     if h == w:
         cells = torch.where(torch.rand(B, 1, 1, device=device) < 0.5, cells.transpose(1, 2), cells)
     digits = torch.rand(B, size, device=device).argsort(1) + 2
-    tokens = torch.cat([torch.arange(2, device=device).expand(B, 2), digits], 1).to(inputs.dtype)
-    return [tokens.gather(1, t.gather(1, cells.flatten(1)).long()) for t in (inputs, labels)]
+    return cells.flatten(1), torch.cat([torch.arange(2, device=device).expand(B, 2), digits], 1)   # [B, L], [B, V]
+
+def transform(grids, cells, tokens):
+    """Move the cells of grids [B, L] and rename their tokens, by the rows of cells [B, L] and of tokens [B, V].
+    The argsort of both along dim 1 is the way back: first the cells, then the tokens, which do not mind the order."""
+    return tokens.gather(1, grids.gather(1, cells).long()).to(grids.dtype)
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
 # Every set of puzzles, built here or downloaded, is a folder with train.csv and test.csv in the same format.
@@ -182,7 +193,7 @@ def read_csv(path, size, take=0, seed=0):
         for wrong, what in (((question == 0).any(1), f"the question may hold only 1-{size}, '.' and '0'"),
                             ((answer < 2).any(1), f"the answer may hold only 1-{size}"),
                             (((question > 1) & (question != answer)).any(1), "the answer changes a clue"),
-                            (~obeys(answer, size).numpy(), "the answer breaks the rules of Sudoku")):
+                            (~obeys(torch.from_numpy(answer), size).numpy(), "the answer breaks the rules of Sudoku")):
             if wrong.any():
                 raise ValueError(f"{path}, line {lines[wrong.argmax()]}: {what}; correct or remove the row")
         kept.append((keys, lines, question, answer, np.array(columns[3], dtype=np.int32)))
@@ -227,23 +238,40 @@ def tokens_of(texts, size):
     table[ord("1"):ord("1") + size] = np.arange(2, size + 2)
     return table[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)].reshape(len(texts), -1)
 
-def text_of(tokens):
+def text_of(tokens, glyphs="?.123456789"):
     """One grid of tokens [cells] as a string, '.' for a blank, '?' for padding."""
-    return "".join("?.123456789"[t] for t in tokens.tolist())
+    return "".join(glyphs[t] for t in tokens.tolist())
 
 def obeys(answers, size):
-    """Has each grid of tokens [N, cells] every digit once in every row, column and box? bool [N] on the CPU."""
-    cells = unit_cells(size)
-    digits = torch.as_tensor(answers).cpu().int()[:, cells]                # [N, 3 * size, size]
-    return (digits.sort(-1).values == torch.arange(2, size + 2)).all(-1).all(-1)
+    """Has each grid of tokens [N, cells] every digit once in every row, column and box? bool [N]."""
+    digits = answers.int()[:, unit_cells(size, answers.device)]            # [N, 3 * size, size]
+    return (digits.sort(-1).values == torch.arange(2, size + 2, device=answers.device)).all(-1).all(-1)
+
+def read_lines(task, lines, count, bad):
+    """Puzzles [at most count, L] from text, one a line; bad lines are named on stderr and added to `bad`."""
+    puzzles = []
+    for number, line in enumerate(itertools.chain(lines, [None]), 1):      # None: the end
+        try:
+            puzzles += [task.parse(line.strip())] if line and line.strip() else []
+        except ValueError as error:
+            bad.append(number)
+            print(f"line {number}: {error}", file=sys.stderr)
+        if puzzles and (line is None or len(puzzles) == count):
+            yield torch.cat(puzzles)
+            puzzles = []
+
+def replace_file(path, write):
+    """Call write(PART) for a file beside `path` and move it there: no half file has its name. Raises ValueError."""
+    try:
+        write(f"{path}.part")
+        os.replace(f"{path}.part", path)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be written, what was saved before is kept: {error}") from None
 
 def write_csv(path, questions, answers, rating, source):
-    """Write puzzles (uint8 tokens) beside `path` and move them into place, so that no half file has its name."""
-    with open(f"{path}.part", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        writer.writerows([source, text_of(q), text_of(a), r] for q, a, r in zip(questions, answers, rating.tolist()))
-    os.replace(f"{path}.part", path)
+    """Write puzzles (uint8 tokens) in the format of `read_csv`."""
+    rows = [f"{source},{text_of(q)},{text_of(a)},{r}\n" for q, a, r in zip(questions, answers, rating.tolist())]
+    replace_file(path, lambda part: Path(part).write_text(",".join(HEADER) + "\n" + "".join(rows)))
 
 def build(folder, size, train_size, test_size, seed, device):
     """Generate puzzles once and keep them in `folder`; no solution grid of test.csv occurs in train.csv."""
@@ -269,6 +297,7 @@ class Sudoku:
             raise ValueError(f"--size {cfg.size}: Sudoku comes in size 6 and 9")
         self.cfg, self.device, self.size = cfg, device, cfg.size
         self.length, self.vocab, self.ids = cfg.size ** 2, cfg.size + 2, 1
+        self.side, self.box, self.glyphs, self.blank = cfg.size, box_shape(cfg.size), "?.123456789", 1
         self.built_in, self.test_size = folder is None, cfg.test_size
         if self.built_in:
             self.test_size = cfg.test_size or 1000
@@ -291,13 +320,23 @@ class Sudoku:
         """The unseen puzzles."""
         return self.read("test.csv", self.test_size)
 
-    def augment(self, inputs, labels):
-        """See `augment`."""
-        return augment(inputs, labels, self.size)
+    def draw(self, B):
+        """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L] int64."""
+        rows, symmetry = torch.randint(len(self.train), (B,), device=self.device), symmetries(B, self.size, self.device)
+        return [transform(grids[rows], *symmetry).long() for grids in (self.train.inputs, self.train.labels)]
+
+    def views(self, inputs, A):
+        """A copies of each puzzle [P * A, L], the first as it is, the others symmetric; and what maps answers back."""
+        inputs = inputs.repeat_interleave(A, 0)
+        symmetry = symmetries(len(inputs), self.size, inputs.device)
+        for part in symmetry:
+            part[::A] = torch.arange(part.shape[1], device=part.device)
+        back = [part.argsort(1) for part in symmetry]
+        return transform(inputs, *symmetry), lambda answers: transform(answers, *back)
 
     def obeys(self, inputs, answers):
-        """Do answers [N, L] keep the clues of inputs [N, L] and the rules? bool [N] on the CPU."""
-        return obeys(answers, self.size) & ((inputs == 1) | (inputs == answers)).all(1).cpu()
+        """Do answers [N, L] keep the clues of inputs [N, L] and the rules? bool [N]."""
+        return obeys(answers, self.size) & ((inputs == 1) | (inputs == answers)).all(1)
 
     def parse(self, text):
         """A puzzle typed as one line to tokens [1, L]. Raises ValueError naming what is wrong and where."""
@@ -307,9 +346,12 @@ class Sudoku:
         if (bad := (tokens[0] == 0).nonzero()[:, 0].tolist()):
             raise ValueError(f"{self.cell(bad[0])}: {text[bad[0]]!r} is no digit 1-{self.size}, '.' or '0'")
         for unit in unit_cells(self.size).tolist():
-            for a, b in ((a, b) for i, a in enumerate(unit) for b in unit[i + 1:]):
-                if tokens[0, a] == tokens[0, b] != 1:
-                    raise ValueError(f"the puzzle contradicts itself: {self.cell(a)} and {self.cell(b)} hold {text[a]}")
+            seen = {}
+            for cell in (c for c in unit if text[c] not in ".0"):
+                first = seen.setdefault(text[cell], cell)
+                if first != cell:
+                    raise ValueError(f"the puzzle contradicts itself: {self.cell(first)} and {self.cell(cell)} hold "
+                                     f"{text[cell]}")
         return tokens
 
     def cell(self, index):
@@ -317,30 +359,83 @@ class Sudoku:
         return f"row {index // self.size + 1}, column {index % self.size + 1}"
 
     def describe(self, inputs):
-        """What the solver knows of a puzzle [1, L]: words, and the answer [1, L] where there is just one, else None."""
+        """What the solver knows of a puzzle [1, L]: words, and the answer [L] where there is just one, else None."""
         found, guesses, answer = search(to_masks(inputs.cpu() - 1, self.size))
         if found == 1:
-            return f"exactly one solution, {guesses.item()} guesses", (answer.T + 1).byte()
+            return f"exactly one solution, {guesses.item()} guesses", (answer[:, 0] + 1).byte()
         return "no solution" if found == 0 else "several solutions", None
 
-    def show(self, inputs, answers, labels=None, colour=False):
-        """One grid (tokens [L]) as lines of text. In colour: clues bold, right cells blue, wrong ones yellow."""
-        h, w = box_shape(self.size)
-        lines = []
-        for r in range(self.size):
-            if r and r % h == 0:
-                lines.append("+".join(["-" * (2 * w + 1)] * (self.size // w)))
-            row = ""
-            for c in range(self.size):
-                i, digit = r * self.size + c, text_of(answers[r * self.size + c].view(1))
-                wrong = labels is not None and answers[i] != labels[i]
-                style = "7;33" if wrong else "1" if inputs[i] > 1 else "" if labels is None else "34"
-                digit = f"\033[{style}m{digit}\033[0m" if colour and style else digit
-                row += ("| " if c and c % w == 0 else "") + digit + " "
-            lines.append(" " + row)
-        return "\n".join(lines)
-
 TASKS = {"sudoku": Sudoku}
+
+# ---- Drawing --------------------------------------------------------------------------------------------------------
+ANSI = {"given": "1", "right": "34", "wrong": "7;33", "plain": ""}   # bold, blue, yellow reversed
+FILL = {"given": "#cccccc", "right": "#8fd3f4", "wrong": "#f0a030", "plain": "#ffffff"}   # for the colour-blind too
+
+def cells(task, inputs, answer, label=None, last=None):
+    """Of each cell of one grid (tokens [L]): row, column, letter, is it given, right, wrong or (where no label tells)
+    plain, and has it changed since `last`."""
+    for i, (x, a) in enumerate(zip(inputs.tolist(), answer.tolist())):
+        kind = "given" if x != task.blank else "plain" if label is None else "right"
+        kind = "wrong" if label is not None and a != label[i] else kind
+        yield *divmod(i, task.side), task.glyphs[a], kind, last is not None and bool(a != last[i])
+
+def show(task, inputs, answer, label=None):
+    """One grid (tokens [L]) as text; on a terminal, without NO_COLOR: clues bold, right cells blue, wrong yellow."""
+    (h, w), lines, colour = task.box, [], sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for r, c, text, kind, _ in cells(task, inputs, answer, label):
+        if c == 0 and r and r % h == 0:
+            lines.append("+".join(["-" * (2 * w + 1)] * (task.side // w)))
+        if c == 0:
+            lines.append(" ")
+        styled = f"\033[{ANSI[kind]}m{text}\033[0m" if colour and ANSI[kind] else text
+        lines[-1] += ("| " if c and c % w == 0 else "") + styled + " "
+    return "\n".join(lines)
+
+def film(task, inputs, label, panels, across=8):
+    """An SVG of (answer [L], caption) panels, `across` in a line: the supervision steps of one puzzle. Given cells are
+    grey, right ones blue, wrong ones orange; those that have just changed are framed in black."""
+    side, out, (h, w) = 20 * task.side, [], task.box
+    for k, (answer, caption) in enumerate(panels):
+        y, x = k // across * (side + 50) + 10, k % across * (side + 20) + 10
+        out.append(f'<g class="panel" transform="translate({x} {y})">')
+        for r, c, text, kind, new in cells(task, inputs, answer, label, panels[max(k - 1, 0)][0]):
+            x, y = 20 * c + c // w * 2, 20 * r + r // h * 2                # a gap between boxes
+            out.append(f'<rect x="{x + new}" y="{y + new}" width="{19 - 2 * new}" height="{19 - 2 * new}" '
+                       f'fill="{FILL[kind]}"{new * """ stroke="black" stroke-width="2" """}/>'
+                       f'<text x="{x + 9.5}" y="{y + 14.5}">{text}</text>')
+        out.append(f'<text x="{side / 2}" y="{side + 25}">{caption}</text></g>')
+    width, height = min(len(panels), across) * (side + 20) + 10, -(-len(panels) // across) * (side + 50)
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+            f'font-size="14" text-anchor="middle"><rect width="100%" height="100%" fill="white"/>\n'
+            + "\n".join(out) + "\n</svg>\n")
+
+def watch(task, inputs, steps, all_steps=False, svg=None):
+    """Print how a puzzle [1, L] is solved. steps yields after each supervision step the answer [L], its halting
+    probability, and what z decodes to [L], or None; without all_steps, an answer that is sure and unchanged is the
+    last. Unchanged grids are not printed again. svg: a file for `film`."""
+    (known, label), last, panels = task.describe(inputs), inputs[0], []
+    print(f"\na puzzle with {known}:\n{show(task, last, last)}")
+    for k, (answer, probability, latent) in enumerate(steps, 1):
+        right = "" if label is None else f", {(answer == label).sum()} of {task.length} cells right"
+        print(f"\nstep {k}: halting probability {probability:.3f}{right}")
+        changed = (answer != last).any()
+        if changed:
+            print(show(task, inputs[0], answer, label))
+        if latent is not None:
+            print(f"z decodes to\n{show(task, inputs[0], latent, label)}")
+        panels.append((answer, f"step {k}: {probability:.3f}"))
+        last = answer
+        if probability > 0.5 and not changed and not all_steps:
+            break
+    print("\nsolved: the rules hold" if task.obeys(inputs, last[None]) else "\nnot solved: the rules do not hold")
+    if svg:
+        Path(svg).write_text(film(task, inputs[0], label, panels))
+
+def print_table(rows, path=None):
+    """Print a table, its first row the names of the columns; write it to the CSV file `path` too."""
+    print("\n".join("  ".join(f"{cell:>{len(name)}}" for cell, name in zip(row, rows[0])) for row in rows))
+    if path:
+        Path(path).write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
 
 # ---- Downloads ------------------------------------------------------------------------------------------------------
 def download(url, path):
