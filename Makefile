@@ -40,13 +40,13 @@ no deep supervision|-|--N_sup 1 --N_eval 1
 endef
 export ABLATIONS
 SEED ?= 0
-ABLATION_STEPS ?= 400
+ABLATION_STEPS ?= 600
 
 ablations: $(READY)      ## the paper's tables at CPU size, on 6x6 Sudoku; SEED=1 for another seed
 	@mkdir -p runs; printf '%-22s %8s %8s %8s %11s\n' variant "paper %" "here %" seconds parameters; \
 	echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
 	  run="ablation-$(SEED)-$$(echo $$name | tr ' ' '-')"; log="runs/$$run.log"; \
-	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 3 --T 2 --all-steps --steps $(ABLATION_STEPS) \
+	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 2 --T 2 --all-steps --steps $(ABLATION_STEPS) \
 	    --seed $(SEED) $$flags --run "$$run" --resume > "$$log" < /dev/null || exit 1; \
 	  awk -v name="$$name" -v paper="$$paper" '/^model/ {parameters = $$2} /^trained/ {seconds = $$3} \
 	    /^ +[0-9]+  +[0-9.]+ +[0-9.]+ +[0-9.]+/ {right = $$3} \

@@ -81,7 +81,7 @@ class Config:
 
 # Sized for two CPU cores, each tried (README). T 1: no recursion without gradient; expansion 2, multiple 32: half the
 # arithmetic, as much learned per step; lr falling: as fast as is stable; a short EMA for short runs. 9x9 is learned
-# five times sooner with two supervision steps on a puzzle at first than with eight throughout; 6x6 in fewer with wd 1.
+# three times sooner with two supervision steps on a puzzle at first than with eight throughout; 6x6 in fewer with wd 1.
 SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
                weight_decay=0.1, ema=0.995)
 HRM = Config(mixing="attention", n_layers=4, networks=2, n=2, T=2, one_step=True, q_learning=True, ema=0.0, prefix=1)
