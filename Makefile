@@ -46,8 +46,8 @@ ablations: $(READY)      ## the paper's tables at CPU size, on 6x6 Sudoku; SEED=
 	@mkdir -p runs; printf '%-22s %8s %8s %8s %11s\n' variant "paper %" "here %" seconds parameters; \
 	echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
 	  run="ablation-$(SEED)-$$(echo $$name | tr ' ' '-')"; log="runs/$$run.log"; \
-	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 2 --T 2 --all-steps --steps $(ABLATION_STEPS) \
-	    --seed $(SEED) $$flags --run "$$run" --resume > "$$log" < /dev/null || exit 1; \
+	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 2 --T 2 --ema 0.98 --all-steps \
+	    --steps $(ABLATION_STEPS) --seed $(SEED) $$flags --run "$$run" --resume > "$$log" < /dev/null || exit 1; \
 	  awk -v name="$$name" -v paper="$$paper" '/^model/ {parameters = $$2} /^trained/ {seconds = $$3} \
 	    /^ +[0-9]+  +[0-9.]+ +[0-9.]+ +[0-9.]+/ {right = $$3} \
 	    END {printf "%-22s %8s %8s %8s %11s\n", name, paper, right, seconds, parameters}' "$$log"; \
