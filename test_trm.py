@@ -591,7 +591,7 @@ def test_the_commands_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))
     assert (named := set(re.findall(r"\bmake ([a-z][\w-]*)", readme))) and named <= targets
     commands = re.findall(r"python trm\.py ([^\n#`|<]*)", readme.replace("--seed S", "--seed 0"))
-    commands += re.findall(r"trm\.py (train [^$\n;\"]*)[\n;\"]", makefile)
+    commands += re.findall(r"trm\.py (train [^$\n;\"\\]*)[\n;\"\\]", makefile)
     commands += [f"train sudoku-6x6 {flags}" for flags in re.findall(r"^\w.*\|.*\|(.*)$", makefile, re.M)]
     for command in commands:
         args = trm.parse(shlex.split(command))
