@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+HAS_CUDA := $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"
 READY := $(if $(VENV),$(VENV)/.ready)
 
 train-sudoku: $(READY)   ## the main job: the paper's model where CUDA is there, one sized for a CPU where not
-	@if $(PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	@if $(HAS_CUDA); then \
 	  echo "CUDA is here: training the paper's sudoku; for the CPU's: $(PY) trm.py train sudoku-small"; \
 	  $(PY) trm.py train sudoku --resume; \
 	else \
 	  echo "no CUDA here: training sudoku-small; for the paper's, weeks on a CPU: $(PY) trm.py train sudoku"; \
 	  $(PY) trm.py train sudoku-small --resume; \
+	fi
+
+train-maze: $(READY)     ## the paper's Maze-Hard where CUDA is there, mazes of 8x8 where not
+	@if $(HAS_CUDA); then $(PY) trm.py train maze --resume; else \
+	  echo "no CUDA here: training maze-small; for the paper's, weeks on a CPU: $(PY) trm.py train maze"; \
+	  $(PY) trm.py train maze-small --resume; \
 	fi
 
 demo: $(READY)           ## the same for 6x6 Sudoku: about two minutes on two CPU cores
@@ -21,6 +28,9 @@ test: $(READY)           ## the whole test suite
 
 sudoku-extreme: $(READY) ## download Sudoku-Extreme (800 MB) into puzzles/sudoku-extreme, for --data
 	$(PY) data.py sudoku-extreme
+
+maze-hard: $(READY)      ## download Maze-Hard into puzzles/maze-hard, for --data
+	$(PY) data.py maze-hard
 
 # A row of the paper's tables: name | its accuracy on Sudoku-Extreme | the flags that make it from the row "TRM".
 define ABLATIONS
@@ -58,4 +68,4 @@ $(VENV)/.ready: requirements.txt
 	$(VENV)/bin/pip install -q -r requirements.txt
 	touch $@
 
-.PHONY: train-sudoku demo test ablations sudoku-extreme
+.PHONY: train-sudoku train-maze demo test ablations sudoku-extreme maze-hard

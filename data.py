@@ -1,33 +1,22 @@
 """Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py.
 
-A *task* is a class with the members that trm.py uses, and trm.py knows nothing else about it (Sudoku is the one here):
+A *task* is a class with the members that trm.py uses, and trm.py knows nothing else about it (Sudoku, Maze):
     length, vocab, ids               grid cells L, vocabulary V, number of puzzle identities
     train, test                      Puzzles, on the device
     draw(B)                          a training batch: puzzles drawn at random, each turned into a symmetric copy
     views(inputs, A)                 A symmetric copies of each puzzle, and what maps their answers back
     parse(text), describe(inputs)    a puzzle typed by the user, and what is known about it
     obeys(inputs, answers)           do the answers follow the rules? no label is needed
+    groups                           for the table of results: name of a group of puzzles, lowest and highest rating
     side, box, glyphs, blank         for drawing: cells in a line, shape of a box, a token's letter, token of a blank
-Tokens (section 4 of the paper, and the published code): 0 is padding, 1 a blank cell, 2..10 the digits 1..9.
-"""
-import csv
-import difflib
-import http.client
-import itertools
-import math
-import os
-import sys
-import time
-import urllib.error
-import urllib.request
+Tokens (section 4 of the paper, and the published code): 0 is padding; Sudoku has 1 for a blank cell and 2..10 for the
+digits 1..9, Maze 1..5 for wall, floor, start, goal and path."""
+import csv, difflib, http.client, itertools, math, os, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-import torch
-
-HEADER = ["source", "question", "answer", "rating"]   # the columns of Sudoku-Extreme, used for every Sudoku file
+import numpy as np, torch
+HEADER = ["source", "question", "answer", "rating"]   # the columns of every Sudoku and Maze file
 
 def refuse(message, word="", known=()):
     """Raise a ValueError; where it is about an unknown word, with the nearest of the known ones, or all of them."""
@@ -37,22 +26,16 @@ def refuse(message, word="", known=()):
 
 @dataclass
 class Puzzles:
-    """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] int32 (guesses)."""
+    """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] int32 (how hard)."""
     inputs: torch.Tensor
     labels: torch.Tensor
     rating: torch.Tensor
-
     def __len__(self):
         return len(self.inputs)
-
     def __getitem__(self, rows):
-        return Puzzles(self.inputs[rows], self.labels[rows], self.rating[rows])
+        return Puzzles(*(part[rows] for part in vars(self).values()))
 
-    def to(self, device):
-        """The same puzzles on another device."""
-        return Puzzles(self.inputs.to(device), self.labels.to(device), self.rating.to(device))
-
-# ---- The solver, the generator and the augmentation -----------------------------------------------------------------
+# ---- Sudoku: the solver and the generator ---------------------------------------------------------------------------
 # Candidates are bit masks, boards the columns of a matrix [cells, boards]. Every operation below works on thousands of
 # boards at once, which is what makes building puzzles quick, on a CPU and on a GPU.
 
@@ -131,7 +114,7 @@ def to_masks(digits, size):
     full = (1 << size) - 1
     return torch.where(digits > 0, 1 << (digits.int() - 1).clamp(min=0), full).int().movedim(-1, 0)
 
-def generate(size, count, seed=0, device="cpu"):
+def random_sudoku(size, count, seed=0, device="cpu"):
     """Random minimal Sudoku: `count` different solution grids, and of each as many clues as it takes for one solution.
 
     A clue of a solved grid may go if no solution has another digit there. Asking this once of every cell, in random
@@ -153,106 +136,121 @@ def generate(size, count, seed=0, device="cpu"):
         questions[rows, cell] = torch.where(needed, grids[rows, cell], 0)
     return questions, grids, search(to_masks(questions, size))[1]
 
-def symmetries(B, size, device="cpu"):
-    """B random symmetries of Sudoku: digits, bands, rows in bands, stacks, columns in stacks, transposition where boxes
-    are square. Returns what `transform` takes: the cell each cell comes from and the token each token becomes."""
-    h, w = box_shape(size)
+# ---- Maze: breadth-first search on bit masks ------------------------------------------------------------------------
+# A set of cells of many mazes is an int32 tensor [rows, mazes], with a bit for each cell of a row.
+def moves(cells):
+    """Where one goes from a set of cells by a step up, left, right and down: four sets, which still hold walls."""
+    edge = torch.zeros_like(cells[:1])
+    return torch.cat([cells[1:], edge]), cells >> 1, cells << 1, torch.cat([edge, cells[:-1]])
 
-    def lines(block):
-        """A random order [B, size] of rows or columns that keeps blocks of `block` lines together."""
-        blocks = torch.rand(B, size // block, 1, device=device).argsort(1)
-        inner = torch.rand(B, size // block, block, device=device).argsort(2)
-        return (blocks * block + inner).flatten(1)
-    cells = lines(h)[:, :, None] * size + lines(w)[:, None, :]             # [B, size, size]
-    if h == w:
-        cells = torch.where(torch.rand(B, 1, 1, device=device) < 0.5, cells.transpose(1, 2), cells)
-    digits = torch.rand(B, size, device=device).argsort(1) + 2
-    return cells.flatten(1), torch.cat([torch.arange(2, device=device).expand(B, 2), digits], 1)   # [B, L], [B, V]
+def flood(floor, start):
+    """Breadth-first search in all mazes at once: yields the cells of floor at distance 0, 1, 2, ... from start."""
+    seen, layer = start, start
+    while layer.any():
+        yield layer
+        up, left, right, down = moves(layer)
+        layer = (up | left | right | down) & floor & ~seen
+        seen = seen | layer
 
-def transform(grids, cells, tokens):
-    """Move the cells of grids [B, L] and rename their tokens, by the rows of cells [B, L] and of tokens [B, V].
-    The argsort of both along dim 1 is the way back: first the cells, then the tokens, which do not mind the order."""
-    return tokens.gather(1, grids.gather(1, cells).long()).to(grids.dtype)
+def distance(floor, start, goal):
+    """Moves on a shortest path from start to goal through floor, [mazes] int64; -1 where there is none."""
+    found = torch.full(floor.shape[1:], -1, device=floor.device)
+    for d, layer in enumerate(flood(floor, start)):
+        found = torch.where((layer & goal).any(0), d, found)
+    return found
+
+def shortest_path(floor, start, goal):
+    """The cells of one shortest path, both ends included: walked back from the goal, by the first of a step up, left,
+    right and down that comes nearer to the start."""
+    path, here = torch.zeros(2, *floor.shape, dtype=floor.dtype, device=floor.device)
+    for layer in reversed(list(flood(floor, start))):
+        steps, here = moves(here), layer & goal
+        for step in steps:
+            here = torch.where(here.any(0), here, step & layer)
+        path = path | here
+    return path
+
+def pack(cells, side):
+    """bool [N, side * side] to a set of cells, int32 [side, N]."""
+    return (cells.view(-1, side, side).int() << torch.arange(side, device=cells.device)).sum(-1).int().T
+
+def unpack(cells, side):
+    """The way back from `pack`."""
+    return (cells.T[:, :, None] >> torch.arange(side, device=cells.device) & 1).bool().flatten(1)
+
+def pick_cell(cells, side, draw):
+    """One cell of each set, at random: a set with a single cell, or none where there is none."""
+    noise = torch.rand(cells.shape[1], side * side, generator=draw, device=cells.device) * unpack(cells, side)
+    return pack((noise == noise.amax(1, keepdim=True)) & (noise > 0), side)
+
+def random_mazes(side, minimum, count, seed=0, device="cpu"):
+    """`count` mazes with walls at random (density uniform in 0.3..0.5), of which the shortest path from start to goal
+    has more than `minimum` moves. One that long is rare, so the start is a cell farthest from a random one, by which
+    nearly the longest path of the maze is found, and the goal is any cell far enough from it.
+    Returns their tokens [count, cells]. Raises ValueError if none is found among 200,000."""
+    draw, found, tried = torch.Generator(device).manual_seed(seed), torch.empty(0, side * side, device=device).byte(), 0
+    while len(found) < count:
+        if tried > 200_000 and not len(found):
+            refuse(f"no {side}x{side} maze has a shortest path over {minimum} moves: lower --min_path")
+        density = torch.rand(4096, 1, generator=draw, device=device) * 0.2 + 0.3
+        floor = pack(torch.rand(4096, side * side, generator=draw, device=device) > density, side)
+        far = torch.zeros_like(floor)
+        for layer in flood(floor, pick_cell(floor, side, draw)):
+            far = torch.where(layer.any(0), layer, far)
+        start, beyond = pick_cell(far, side, draw), torch.zeros_like(floor)
+        for d, layer in enumerate(flood(floor, start)):
+            beyond = beyond | layer * (d > minimum)
+        keep = beyond.any(0)
+        floor, start, goal = (cells[:, keep] for cells in (floor, start, pick_cell(beyond, side, draw)))
+        question = 1 + unpack(floor, side).byte() + unpack(start, side) + 2 * unpack(goal, side)
+        found, tried = torch.cat([found, question]).unique(dim=0), tried + 4096
+    return found[torch.randperm(len(found), generator=draw, device=device)[:count]]
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
-# Every set of puzzles, built here or downloaded, is a folder with train.csv and test.csv in the same format.
-
-def read_csv(path, size, take=0, seed=0):
-    """Read and check a Sudoku file (header source,question,answer,rating) in bounded memory.
-
-    take: this many rows, drawn by `seed`; 0 = all, in their order. Returns Puzzles on the CPU.
-    Raises ValueError, naming file and line, where a row is no puzzle with its answer, or the file has too few rows.
-    """
-    rng, cells, kept, rows = np.random.default_rng(seed), size * size, [], []
-
-    def keep():
-        """Check the rows read since the last call and keep those with the smallest random keys seen so far."""
-        columns = list(zip(*rows))
-        keys, lines = rng.random(len(rows)), np.array(columns[0])
-        question, answer = (tokens_of(columns[k], size) for k in (1, 2))
-        for wrong, what in (((question == 0).any(1), f"the question may hold only 1-{size}, '.' and '0'"),
-                            ((answer < 2).any(1), f"the answer may hold only 1-{size}"),
-                            (((question > 1) & (question != answer)).any(1), "the answer changes a clue"),
-                            (~obeys(torch.from_numpy(answer), size).numpy(), "the answer breaks the rules of Sudoku")):
-            if wrong.any():
-                raise ValueError(f"{path}, line {lines[wrong.argmax()]}: {what}; correct or remove the row")
-        kept.append((keys, lines, question, answer, np.array(columns[3], dtype=np.int32)))
-        rows.clear()
-        if take:
-            merged = [np.concatenate(column) for column in zip(*kept)]
-            first = np.sort(np.argsort(merged[0])[:take])
-            kept[:] = [[column[first] for column in merged]]
-
+# Every set of Sudoku and mazes, built here or downloaded, is a folder with train.csv and test.csv in the same format.
+def read_csv(path, task, take=0, seed=0):
+    """Read and check a file of puzzles (header source,question,answer,rating) in bounded memory.
+    take: this many rows, drawn by `seed`; 0: all, in their order. Returns Puzzles on the CPU.
+    Raises ValueError, naming file and line, where a row is no puzzle with its answer, or the file has too few rows."""
+    rng, kept = np.random.default_rng(seed), []
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.reader(file)
             if next(reader, None) != HEADER:
-                raise ValueError(f"{path}, line 1: the header must be {','.join(HEADER)}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if len(row) != 4:
-                    raise ValueError(f"{where}: {len(row)} columns, not {len(HEADER)}")
-                for name, text in zip(HEADER[1:3], row[1:3]):
-                    if len(text) != cells:
-                        raise ValueError(f"{where}: the {name} has {len(text)} characters, not {size}x{size}")
-                if not (row[3].isdecimal() and len(row[3]) < 10):
-                    raise ValueError(f"{where}: the rating must be a whole number of guesses, not {row[3][:20]!r}")
-                rows.append((reader.line_num, row[1], row[2], int(row[3])))
-                if len(rows) == 50_000:
-                    keep()
+                refuse(f"{path}, line 1: the header must be {','.join(HEADER)}")
+            while rows := [(reader.line_num, *row) for row in itertools.islice(reader, 50_000)]:
+                for line, *row in rows:
+                    if len(row) != 4 or {len(row[1]), len(row[2])} != {task.length}:
+                        refuse(f"{path}, line {line}: must be a source, a question and an answer of {task.side}x"
+                               f"{task.side} characters, and a rating, not {','.join(row)[:200]!r}")
+                    if not (row[3].isdecimal() and len(row[3]) < 10):
+                        refuse(f"{path}, line {line}: the rating must be a whole number, not {row[3][:20]!r}")
+                lines, _, questions, answers, ratings = zip(*rows)
+                question, answer = task.tokens(questions), task.tokens(answers)
+                for wrong, what in (((question == 0).any(1), f"the question may hold only {task.letters}"),
+                                    (~task.obeys(question, answer), f"the answer must {task.rule}")):
+                    if wrong.any():
+                        refuse(f"{path}, line {lines[wrong.int().argmax()]}: {what}; correct or remove the row")
+                kept.append([torch.from_numpy(rng.random(len(rows))), question, answer,
+                             torch.tensor([int(rating) for rating in ratings], dtype=torch.int32)])
+                if take:                                                   # those with the smallest random keys so far
+                    merged = [torch.cat(column) for column in zip(*kept)]
+                    kept = [[column[merged[0].argsort()[:take].sort()[0]] for column in merged]]
     except csv.Error as error:
-        raise ValueError(f"{path} is not a CSV file: {error}") from None
+        refuse(f"{path} is not a CSV file: {error}")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; a data folder holds train.csv and test.csv") from None
-    if rows:
-        keep()
-    count = sum(len(chunk[0]) for chunk in kept)
+        refuse(f"{path}: {error.strerror}; a data folder holds train.csv and test.csv")
+    count = sum(len(part[0]) for part in kept)
     if count < max(take, 1):
-        raise ValueError(f"{path} has {count} puzzles, {max(take, 1)} are asked for; lower train_size or test_size")
-    return Puzzles(*(torch.from_numpy(np.concatenate(column)) for column in list(zip(*kept))[2:]))
-
-def tokens_of(texts, size):
-    """Grids as strings of equal length to uint8 tokens [N, cells]: '.' and '0' are blank (1), unknown characters 0."""
-    table = np.zeros(256, np.uint8)
-    table[[ord("."), ord("0")]] = 1
-    table[ord("1"):ord("1") + size] = np.arange(2, size + 2)
-    return table[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)].reshape(len(texts), -1)
-
-def text_of(tokens, glyphs="?.123456789"):
-    """One grid of tokens [cells] as a string, '.' for a blank, '?' for padding."""
-    return "".join(glyphs[t] for t in tokens.tolist())
-
-def obeys(answers, size):
-    """Has each grid of tokens [N, cells] every digit once in every row, column and box? bool [N]."""
-    digits = answers.int()[:, unit_cells(size, answers.device)]            # [N, 3 * size, size]
-    return (digits.sort(-1).values == torch.arange(2, size + 2, device=answers.device)).all(-1).all(-1)
+        refuse(f"{path} has {count} puzzles, {max(take, 1)} are asked for; lower train_size or test_size")
+    return Puzzles(*(torch.cat(column) for column in list(zip(*kept))[1:]))
 
 def read_lines(task, lines, count, bad):
     """Puzzles [at most count, L] from text, one a line; bad lines are named on stderr and added to `bad`."""
     puzzles = []
     for number, line in enumerate(itertools.chain(lines, [None]), 1):      # None: the end
         try:
-            puzzles += [task.parse(line.strip())] if line and line.strip() else []
+            puzzles += [task.parse(line.rstrip("\r\n"))] if line and line.strip() else []
         except ValueError as error:
             bad.append(number)
             print(f"line {number}: {error}", file=sys.stderr)
@@ -268,104 +266,181 @@ def replace_file(path, write):
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be written, what was saved before is kept: {error}") from None
 
-def write_csv(path, questions, answers, rating, source):
-    """Write puzzles (uint8 tokens) in the format of `read_csv`."""
-    rows = [f"{source},{text_of(q)},{text_of(a)},{r}\n" for q, a, r in zip(questions, answers, rating.tolist())]
-    replace_file(path, lambda part: Path(part).write_text(",".join(HEADER) + "\n" + "".join(rows)))
-
-def build(folder, size, train_size, test_size, seed, device):
-    """Generate puzzles once and keep them in `folder`; no solution grid of test.csv occurs in train.csv."""
-    print(f"building {train_size + test_size} random minimal {size}x{size} puzzles ...", end=" ", flush=True)
-    began = time.perf_counter()
-    questions, answers, rating = (t.cpu() for t in generate(size, train_size + test_size, seed, device))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in ("test.csv", slice(train_size, None)), ("train.csv", slice(train_size)):   # train.csv: all done
-        write_csv(folder / name, questions[part] + 1, answers[part] + 1, rating[part], f"random minimal (seed {seed})")
-    print(f"{time.perf_counter() - began:.0f} s, kept in {folder}", flush=True)
-
-# ---- The task as trm.py sees it -------------------------------------------------------------------------------------
-class Sudoku:
-    """Sudoku, 9x9 or 6x6 (boxes of 2 rows and 3 columns).
-
-    cfg: a trm.Config, of which size, train_size, test_size and seed are used. folder: where train.csv and test.csv are,
-    or None for built-in puzzles. `train` and `test` are read, and built, when they are first asked for.
-    Raises ValueError for another size, and for files that `read_csv` refuses.
-    """
-
+# ---- The tasks as trm.py sees them ----------------------------------------------------------------------------------
+class Grids:
+    """What Sudoku and Maze have in common. cfg: a trm.Config, of which size, train_size, test_size, seed and min_path
+    are used. folder: where train.csv and test.csv are; None: built-in puzzles. `train` and `test` are read, and built,
+    when they are first asked for. Raises ValueError for a size that is not allowed, and what `read_csv` raises."""
+    ids = 1
     def __init__(self, cfg, folder=None, device="cpu"):
-        if cfg.size not in (6, 9):
-            raise ValueError(f"--size {cfg.size}: Sudoku comes in size 6 and 9")
-        self.cfg, self.device, self.size = cfg, device, cfg.size
-        self.length, self.vocab, self.ids = cfg.size ** 2, cfg.size + 2, 1
-        self.side, self.box, self.glyphs, self.blank = cfg.size, box_shape(cfg.size), "?.123456789", 1
-        self.built_in, self.test_size = folder is None, cfg.test_size
-        if self.built_in:
-            self.test_size = cfg.test_size or 1000
-            folder = f"puzzles/sudoku-{self.size}x{self.size}-{cfg.train_size}+{self.test_size}-seed{cfg.seed}"
-        self.folder = Path(folder)
-
+        self.cfg, self.device, self.side, self.length = cfg, device, cfg.size, cfg.size ** 2
+        self.built_in, self.test_size = folder is None, cfg.test_size or 1000 * (folder is None)
+        self.folder = Path(folder or f"puzzles/{self.name()}-{cfg.train_size}+{self.test_size}-seed{cfg.seed}")
     def read(self, name, take):
-        """One file of the folder as Puzzles on the device; built-in puzzles are made where they are missing."""
+        """One file of the folder as Puzzles on the device; built-in puzzles are made once, where they are missing."""
         if self.built_in and not (self.folder / "train.csv").exists():
-            build(self.folder, self.size, self.cfg.train_size, self.test_size, self.cfg.seed, self.device)
-        return read_csv(self.folder / name, self.size, take, self.cfg.seed).to(self.device)
-
+            count, began = self.cfg.train_size + self.test_size, time.perf_counter()
+            print(f"building {count} puzzles, {self.name()} ...", end=" ", flush=True)
+            *grids, rating = (part.cpu() for part in self.generate(count))
+            rows = [f"seed {self.cfg.seed},{self.text(question)},{self.text(answer)},{hard}\n"
+                    for question, answer, hard in zip(*grids, rating.tolist())]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file, part in ("test.csv", rows[self.cfg.train_size:]), ("train.csv", rows[:self.cfg.train_size]):
+                content = "".join([",".join(HEADER) + "\n", *part])        # train.csv is the last: all is done
+                replace_file(self.folder / file, lambda path: Path(path).write_text(content))
+            print(f"{time.perf_counter() - began:.0f} s, kept in {self.folder}", flush=True)
+        puzzles = read_csv(self.folder / name, self, take, self.cfg.seed)
+        return Puzzles(*(part.to(self.device) for part in vars(puzzles).values()))
     @cached_property
     def train(self):
         """The training puzzles."""
         return self.read("train.csv", self.cfg.train_size)
-
     @cached_property
     def test(self):
         """The unseen puzzles."""
         return self.read("test.csv", self.test_size)
-
     def draw(self, B):
         """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L] int64."""
-        rows, symmetry = torch.randint(len(self.train), (B,), device=self.device), symmetries(B, self.size, self.device)
+        rows = torch.randint(len(self.train), (B,), device=self.device)
+        symmetry = self.symmetries(torch.randint(8, 16, (B,), device=self.device))
         return [transform(grids[rows], *symmetry).long() for grids in (self.train.inputs, self.train.labels)]
-
     def views(self, inputs, A):
         """A copies of each puzzle [P * A, L], the first as it is, the others symmetric; and what maps answers back."""
-        inputs = inputs.repeat_interleave(A, 0)
-        symmetry = symmetries(len(inputs), self.size, inputs.device)
-        for part in symmetry:
-            part[::A] = torch.arange(part.shape[1], device=part.device)
+        symmetry = self.symmetries(torch.arange(A, device=inputs.device).repeat(len(inputs)))
         back = [part.argsort(1) for part in symmetry]
-        return transform(inputs, *symmetry), lambda answers: transform(answers, *back)
-
-    def obeys(self, inputs, answers):
-        """Do answers [N, L] keep the clues of inputs [N, L] and the rules? bool [N]."""
-        return obeys(answers, self.size) & ((inputs == 1) | (inputs == answers)).all(1)
-
+        return transform(inputs.repeat_interleave(A, 0), *symmetry), lambda answers: transform(answers, *back)
+    def tokens(self, texts):
+        """Grids as strings of L characters to uint8 tokens [N, L]; unknown characters become 0."""
+        table = np.zeros(256, np.uint8)
+        table[[ord(letter) for letter in self.glyphs[1:] + "0"]] = [*range(1, len(self.glyphs)), self.blank]
+        return torch.from_numpy(table[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)]).view(
+            -1, self.length)
+    def text(self, tokens):
+        """One grid of tokens [L] as a string."""
+        return "".join(self.glyphs[t] for t in tokens.tolist())
+    def cell(self, index):
+        """A cell in words."""
+        return f"row {index // self.side + 1}, column {index % self.side + 1}"
     def parse(self, text):
         """A puzzle typed as one line to tokens [1, L]. Raises ValueError naming what is wrong and where."""
         if len(text) != self.length:
-            raise ValueError(f"the puzzle has {len(text)} characters, a {self.size}x{self.size} grid has {self.length}")
-        tokens = torch.from_numpy(tokens_of([text], self.size))
-        if (bad := (tokens[0] == 0).nonzero()[:, 0].tolist()):
-            raise ValueError(f"{self.cell(bad[0])}: {text[bad[0]]!r} is no digit 1-{self.size}, '.' or '0'")
-        for unit in unit_cells(self.size).tolist():
+            refuse(f"the puzzle has {len(text)} characters, a {self.side}x{self.side} grid has {self.length}")
+        if bad := [i for i, letter in enumerate(text) if letter not in self.letters]:
+            refuse(f"{self.cell(bad[0])}: {text[bad[0]]!r} is none of {self.letters}")
+        self.contradiction(text)
+        return self.tokens([text])
+
+def transform(grids, cells, tokens):
+    """Move the cells of grids [B, L] and rename their tokens, by the rows of cells [B, L] (the cell that each comes
+    from) and of tokens [B, V] (what each becomes). The argsort of both along dim 1 is the way back: first the cells,
+    then the tokens, which do not mind the order."""
+    return tokens.gather(1, grids.gather(1, cells).long()).to(grids.dtype)
+
+class Sudoku(Grids):
+    """Sudoku, 9x9 or 6x6 (boxes of 2 rows and 3 columns), random and minimal; rated by the guesses it takes."""
+    blank, groups = 1, {"0 guesses": (0, 0), "1-9": (1, 9), "10+": (10, math.inf)}
+    def __init__(self, cfg, folder=None, device="cpu"):
+        if cfg.size not in (6, 9):
+            refuse(f"--size {cfg.size}: Sudoku comes in size 6 and 9")
+        super().__init__(cfg, folder, device)
+        self.vocab, self.glyphs, self.box = cfg.size + 2, "?.123456789"[:cfg.size + 2], box_shape(cfg.size)
+        self.letters = f"{self.glyphs[1:]}0"
+        self.rule = "keep the clues and have every digit once in each row, column and box"
+    def name(self):
+        """What the folder of built-in puzzles is called."""
+        return f"sudoku-{self.side}x{self.side}"
+    def generate(self, count):
+        """Puzzles, answers (tokens) and ratings, see `random_sudoku`."""
+        questions, answers, rating = random_sudoku(self.side, count, self.cfg.seed, self.device)
+        return questions + 1, answers + 1, rating
+    def symmetries(self, kinds):
+        """For each of kinds [B] a random symmetry, or none for kind 0, as `transform` takes it: digits, bands, rows in
+        bands, stacks, columns in stacks, transposition where boxes are square."""
+        B, device, size, (h, w) = len(kinds), kinds.device, self.side, self.box
+        def lines(block):
+            """A random order [B, size] of rows or columns that keeps blocks of `block` lines together."""
+            blocks = torch.rand(B, size // block, 1, device=device).argsort(1)
+            inner = torch.rand(B, size // block, block, device=device).argsort(2)
+            return (blocks * block + inner).flatten(1)
+        cells = lines(h)[:, :, None] * size + lines(w)[:, None, :]         # [B, size, size]
+        if h == w:
+            cells = torch.where(torch.rand(B, 1, 1, device=device) < 0.5, cells.transpose(1, 2), cells)
+        digits = torch.rand(B, size, device=device).argsort(1) + 2
+        tokens = torch.cat([torch.arange(2, device=device).expand(B, 2), digits], 1)
+        return [torch.where(kinds[:, None] == 0, torch.arange(part.shape[1], device=device), part)
+                for part in (cells.flatten(1), tokens)]                    # [B, L], [B, V]
+    def obeys(self, inputs, answers):
+        """Do answers [N, L] keep the clues of inputs [N, L] and the rules? bool [N]."""
+        digits = answers.int()[:, unit_cells(self.side, answers.device)]   # [N, 3 * size, size]
+        once = digits.sort(-1).values == torch.arange(2, self.vocab, device=answers.device)
+        return once.flatten(1).all(1) & ((inputs == 1) | (inputs == answers)).all(1)
+    def contradiction(self, text):
+        """Raise ValueError where two equal clues are in one row, column or box."""
+        for unit in unit_cells(self.side).tolist():
             seen = {}
             for cell in (c for c in unit if text[c] not in ".0"):
                 first = seen.setdefault(text[cell], cell)
                 if first != cell:
-                    raise ValueError(f"the puzzle contradicts itself: {self.cell(first)} and {self.cell(cell)} hold "
-                                     f"{text[cell]}")
-        return tokens
-
-    def cell(self, index):
-        """A cell in words."""
-        return f"row {index // self.size + 1}, column {index % self.size + 1}"
-
+                    refuse(f"the puzzle contradicts itself: {self.cell(first)} and {self.cell(cell)} hold {text[cell]}")
     def describe(self, inputs):
         """What the solver knows of a puzzle [1, L]: words, and the answer [L] where there is just one, else None."""
-        found, guesses, answer = search(to_masks(inputs.cpu() - 1, self.size))
+        found, guesses, answer = search(to_masks(inputs.cpu() - 1, self.side))
         if found == 1:
             return f"exactly one solution, {guesses.item()} guesses", (answer[:, 0] + 1).byte()
         return "no solution" if found == 0 else "several solutions", None
 
-TASKS = {"sudoku": Sudoku}
+class Maze(Grids):
+    """Mazes of any size up to 30: mark a shortest path from S to G; rated by its moves."""
+    vocab, blank, glyphs, letters, rule = 6, 2, "?# SGo", "# SG", "mark with 'o' one shortest path from the S to the G"
+    groups = {"to 20 moves": (0, 20), "21-50": (21, 50), "51-110": (51, 110), "111+": (111, math.inf)}
+    def __init__(self, cfg, folder=None, device="cpu"):
+        if cfg.size > 30:
+            refuse(f"--size {cfg.size}: mazes are at most 30x30")
+        super().__init__(cfg, folder, device)
+        self.box = cfg.size, cfg.size
+    def name(self):
+        """What the folder of built-in mazes is called."""
+        return f"maze-{self.side}x{self.side}-over{self.cfg.min_path}"
+    def generate(self, count):
+        """Mazes, answers (tokens) and lengths, see `random_mazes`."""
+        mazes = random_mazes(self.side, self.cfg.min_path, count, self.cfg.seed, self.device)
+        return mazes, *self.mark(mazes)
+    def draw(self, B):
+        """As for all grids; but where the answers come from `mark`, those of turned mazes do, too: turned answers would
+        follow another rule each, and which of eight holds cannot be told from a maze."""
+        inputs, labels = super().draw(B)
+        return inputs, self.mark(inputs)[0] if self.built_in else labels
+    def mark(self, mazes):
+        """Mazes [N, L] with the cells of a `shortest_path` marked, and the number of its moves [N], -1 if none."""
+        floor, start, goal, _ = self.sets(mazes)
+        path = unpack(shortest_path(floor, start, goal), self.side) & (mazes == 2)
+        return torch.where(path, 5, mazes), distance(floor, start, goal)
+    def symmetries(self, kinds):
+        """For kinds [B] the symmetry of the square of that number (mod 8; 0: none), as `transform` takes it."""
+        grid = torch.arange(self.length, device=kinds.device).view(self.side, -1)
+        turns = torch.stack([g.rot90(i).flatten() for g in (grid, grid.T) for i in range(4)])
+        return turns[kinds % 8], torch.arange(6, device=kinds.device).expand(len(kinds), 6)
+    def sets(self, grids):
+        """Of grids [N, L] the cells one can walk on, S, G and 'o', as sets."""
+        return (pack(cells, self.side) for cells in (grids > 1, grids == 3, grids == 4, grids == 5))
+    def obeys(self, inputs, answers):
+        """Do answers [N, L] mark on inputs [N, L] a shortest path, any of them, and change nothing else? bool [N]."""
+        floor, start, goal, _ = self.sets(inputs)
+        *_, marked = self.sets(answers)
+        kept = ((inputs == answers) | ((inputs == 2) & (answers == 5))).all(1) & (inputs != 5).all(1)
+        ends, moves = (inputs == 3).sum(1) + 9 * (inputs == 4).sum(1), (answers == 5).sum(1) + 1
+        shortest = distance(floor, start, goal)
+        return kept & (ends == 10) & (moves == shortest) & (shortest == distance(marked | start | goal, start, goal))
+    def contradiction(self, text):
+        """Raise ValueError unless there are one S and one G."""
+        if (text.count("S"), text.count("G")) != (1, 1):
+            refuse(f"the maze has {text.count('S')} S and {text.count('G')} G, not one of each")
+    def describe(self, inputs):
+        """What is known of a maze [1, L]: words, and the answer [L] or None."""
+        answer, moves = self.mark(inputs)
+        return ("no path", None) if moves < 0 else (f"a shortest path of {moves.item()} moves", answer[0])
+
+TASKS = {"sudoku": Sudoku, "maze": Maze}
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
 ANSI = {"given": "1", "right": "34", "wrong": "7;33", "plain": ""}   # bold, blue, yellow reversed
@@ -375,7 +450,7 @@ def cells(task, inputs, answer, label=None, last=None):
     """Of each cell of one grid (tokens [L]): row, column, letter, is it given, right, wrong or (where no label tells)
     plain, and has it changed since `last`."""
     for i, (x, a) in enumerate(zip(inputs.tolist(), answer.tolist())):
-        kind = "given" if x != task.blank else "plain" if label is None else "right"
+        kind = "given" if x != task.blank else "plain" if label is None or a == label[i] == x else "right"
         kind = "wrong" if label is not None and a != label[i] else kind
         yield *divmod(i, task.side), task.glyphs[a], kind, last is not None and bool(a != last[i])
 
@@ -475,16 +550,17 @@ def download(url, path):
     os.replace(part, path)
 
 def main():
-    """`python data.py sudoku-extreme`: download it into puzzles/sudoku-extreme; HF_ENDPOINT names a mirror."""
-    if sys.argv[1:] != ["sudoku-extreme"]:
-        raise ValueError("usage: python data.py sudoku-extreme")
+    """`python data.py sudoku-extreme` (or maze-hard): download it into puzzles/; HF_ENDPOINT names a mirror."""
+    sets = {"sudoku-extreme": "sapientinc/sudoku-extreme", "maze-hard": "sapientinc/maze-30x30-hard-1k"}
+    if len(sys.argv) != 2 or sys.argv[1] not in sets:
+        refuse(f"usage: python data.py {' | '.join(sets)}")
     base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     for name in "train.csv", "test.csv":
-        path = Path("puzzles") / "sudoku-extreme" / name
+        path = Path("puzzles") / sys.argv[1] / name
         if path.exists():
             print(f"{path} is there already")
         else:
-            download(f"{base}/datasets/sapientinc/sudoku-extreme/resolve/main/{name}", path)
+            download(f"{base}/datasets/{sets[sys.argv[1]]}/resolve/main/{name}", path)
 
 if __name__ == "__main__":
     try:

@@ -6,25 +6,21 @@ from pathlib import Path
 import numpy as np, pytest, torch
 import data, trm
 HERE = Path(__file__).parent
+refused = lambda message: pytest.raises(ValueError, match=re.escape(message))
+checkpoint = lambda run: torch.load(f"runs/{run}/checkpoint.pt", weights_only=True)
 EASY = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 EASY_ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
-TINY = ["--D", "32", "--multiple", "32", "--heads", "2", "--train_size", "40", "--test_size", "20", "--batch", "8",
-        "--N_sup", "4", "--no-compile", "--dtype", "float32"]
+MAZE, MAZE_ANSWER = "S  # #       # G", "Soo# #oo   o # G"                    # 4x4; from G first up, then left, ...
+SIZES = dict(D=32, multiple=32, heads=2, N_sup=4, batch=8, train_size=40, test_size=20)
+TINY = [*(f"--{name}={size}" for name, size in SIZES.items()), "--no-compile", "--dtype", "float32"]
 
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path, monkeypatch):                                 # no test sees the reader's runs and puzzles
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 
-def masks(text):
-    return data.to_masks(torch.tensor([[int(c) for c in text.replace(".", "0")]]), 9)
-
-def refused(message):
-    return pytest.raises(ValueError, match=re.escape(message))
-
 def tiny(**changes):
-    return replace(trm.Config(D=32, multiple=32, heads=2, n=2, T=2, N_sup=4, batch=8, train_size=40, test_size=20,
-                              compile=False), **changes)
+    return replace(trm.Config(n=2, T=2, compile=False, **SIZES), **changes)
 
 def tiny_task(cfg):                                                        # random tokens for puzzles
     task = data.Sudoku(cfg)
@@ -45,56 +41,46 @@ def count_by_hand(grid, size):
     peers = {grid[cell] for unit in data.unit_cells(size).tolist() if i in unit for cell in unit}
     return sum(count_by_hand(grid[:i] + [d] + grid[i + 1:], size) for d in range(1, size + 1) if d not in peers)
 
-def test_solver_counts_on_known_puzzles():
-    found, guesses, answer = data.search(masks(EASY))
-    assert found == 1 and guesses == 0 and "".join(map(str, answer[:, 0].tolist())) == EASY_ANSWER   # singles do it
-    for text, solutions in ("55" + EASY[2:], 0), ("12345678." + "." * 8 + "9" + "." * 63, 0), ("." * 81, 2):
-        assert data.search(masks(text), limit=2)[0].clamp(max=2) == solutions
-
 def test_solver_counts_all_solutions_like_plain_backtracking():
-    _, grids, _ = data.generate(6, 30, seed=1)
+    _, grids, _ = data.random_sudoku(6, 30, seed=1)
     puzzles = grids.masked_fill(torch.rand(30, 36) < torch.linspace(0.4, 0.75, 30)[:, None], 0)
     found, _, _ = data.search(data.to_masks(puzzles, 6), limit=10 ** 9, width=64)
-    by_hand = [count_by_hand(p.tolist(), 6) for p in puzzles]
-    assert found.tolist() == by_hand and max(by_hand) > 2 and min(by_hand) == 1
+    assert found.tolist() == [count_by_hand(p.tolist(), 6) for p in puzzles] and found.max() > 2 and found.min() == 1
 
 @pytest.mark.parametrize("size, count", [(6, 60), (9, 30)])
 def test_generated_puzzles_are_valid_unique_minimal_and_reproducible(size, count):
-    questions, answers, rating = data.generate(size, count, seed=3)
-    assert data.obeys(answers + 1, size).all() and len(answers.unique(dim=0)) == count
-    assert ((questions == 0) | (questions == answers)).all()
+    questions, answers, rating = data.random_sudoku(size, count, seed=3)
+    assert data.Sudoku(tiny(size=size)).obeys(questions + 1, answers + 1).all() and len(answers.unique(dim=0)) == count
     found, guesses, solved = data.search(data.to_masks(questions, size), limit=3)
     assert (found == 1).all() and (solved.T == answers).all() and torch.equal(guesses, rating)
     puzzle, clue = questions.nonzero().T                                   # take every single clue away in turn
-    fewer = questions[puzzle].scatter(1, clue[:, None], 0)
-    assert (data.search(data.to_masks(fewer, size))[0] >= 2).all()
-    again = data.generate(size, count, seed=3)
-    assert torch.equal(questions, again[0]) and not torch.equal(questions, data.generate(size, count, seed=4)[0])
+    assert (data.search(data.to_masks(questions[puzzle].scatter(1, clue[:, None], 0), size))[0] >= 2).all()
+    again, other = (data.random_sudoku(size, count, seed=seed)[0] for seed in (3, 4))
+    assert torch.equal(questions, again) and not torch.equal(questions, other)
 
 @pytest.mark.parametrize("size", [6, 9])
 def test_augmented_puzzles_are_valid_and_fresh(size):
-    q, a, _ = data.generate(size, 1, seed=5)
-    symmetry, original = data.symmetries(200, size), q + 1
-    q, a = (data.transform((t + 1).byte().expand(200, -1), *symmetry) for t in (q, a))
-    assert data.obeys(a, size).all() and ((q == 1) | (q == a)).all()
+    task = data.Sudoku(tiny(size=size))
+    original, answer, _ = task.generate(1)
+    symmetry = task.symmetries(torch.ones(200))
+    q, a = (data.transform(grid.byte().expand(200, -1), *symmetry) for grid in (original, answer))
     found, _, answer = data.search(data.to_masks(q.int() - 1, size))
     assert (found == 1).all() and torch.equal(answer.T + 1, a.int())
     assert len(a.unique(dim=0)) == 200 and len((q > 1).unique(dim=0)) > 100   # cells move, not only digits
     assert (data.transform(q, *(part.argsort(1) for part in symmetry)) == original).all()   # the way back
-    views, back = data.Sudoku(tiny(size=size)).views(q[:5], 8)
+    views, back = task.views(q[:5], 8)
     assert torch.equal(views[::8], q[:5]) and len(views.unique(dim=0)) == 40
     assert torch.equal(back(views), q[:5].repeat_interleave(8, 0))
 
 def test_built_in_puzzles_are_cached_and_disjoint():
-    cfg = tiny(size=6, train_size=300, test_size=200)
-    task = data.Sudoku(cfg)
-    train, test = task.train, task.test
-    assert (len(train), len(test), len(torch.cat([train.labels, test.labels]).unique(dim=0))) == (300, 200, 500)
-    before = {path: path.stat().st_mtime_ns for path in task.folder.iterdir()}
-    assert torch.equal(data.Sudoku(cfg).train.inputs, train.inputs) and len(before) == 2
-    assert before == {path: path.stat().st_mtime_ns for path in task.folder.iterdir()}
+    task, again = (data.Sudoku(tiny(size=6, train_size=300, test_size=200)) for _ in range(2))
+    grids = torch.cat([task.train.labels, task.test.labels])
+    times = lambda: {path: path.stat().st_mtime_ns for path in task.folder.iterdir()}
+    assert (len(task.train), len(grids.unique(dim=0)), len(before := times())) == (300, 500, 2)
+    assert torch.equal(again.train.inputs, task.train.inputs) and before == times()
 
 # ---- files and downloads -------------------------------------------------------------------------------------------
+NINE = data.Sudoku(tiny())
 row = lambda question=EASY, answer=EASY_ANSWER, rating="3": f"here,{question},{answer},{rating}"
 
 def csv_file(*rows, name="train.csv", head="source,question,answer,rating", end="\n", bom=b""):
@@ -102,46 +88,42 @@ def csv_file(*rows, name="train.csv", head="source,question,answer,rating", end=
     return name
 
 def test_read_csv_reads_and_draws_by_seed():
-    q, a, r = data.generate(9, 20, seed=1)
-    rows = [row(data.text_of(x + 1), data.text_of(y + 1), n.item()) for x, y, n in zip(q, a, r)]
-    read = data.read_csv(csv_file(*rows, end="\r\n", bom=b"\xef\xbb\xbf"), 9)
+    q, a, r = data.random_sudoku(9, 20, seed=1)
+    rows = [row(NINE.text(x + 1), NINE.text(y + 1), n.item()) for x, y, n in zip(q, a, r)]
+    read = data.read_csv(csv_file(*rows, end="\r\n", bom=b"\xef\xbb\xbf"), NINE)
     assert equal(vars(read), {"inputs": (q + 1).byte(), "labels": (a + 1).byte(), "rating": r.int()})
-    zero, one, again = (data.read_csv("train.csv", 9, take=7, seed=s).inputs for s in (0, 1, 0))
+    zero, one, again = (data.read_csv("train.csv", NINE, take=7, seed=s).inputs for s in (0, 1, 0))
     assert torch.equal(zero, again) and not torch.equal(zero, one)
     assert len(zero) == 7 and len(torch.cat([zero, read.inputs]).unique(dim=0)) == 20
 
 @pytest.mark.parametrize("rows, message", [
-    ([row(), row(question=EASY[:-1])], "train.csv, line 3: the question has 80 characters, not 9x9"),
-    ([row(question="x" + EASY[1:])], "line 2: the question may hold only 1-9, '.' and '0'"),
-    ([row(answer="." + EASY_ANSWER[1:])], "line 2: the answer may hold only 1-9"),
-    ([row(answer=EASY_ANSWER[1] + EASY_ANSWER[0] + EASY_ANSWER[2:])], "line 2: the answer changes a clue"),
-    ([row(), row("." * 81, "1" * 81)], "line 3: the answer breaks the rules of Sudoku"),
-    ([row(rating="-1")], "line 2: the rating must be a whole number"), (["a,b"], "line 2: 2 columns, not 4"),
+    ([row(), row(question=EASY[:-1])], "train.csv, line 3: must be a source, a question and an answer of 9x9 char"),
+    ([row(question="x" + EASY[1:])], "line 2: the question may hold only .1234567890"),
+    *[([row(), row(question, answer)], "line 3: the answer must keep the clues and have every digit once in each row")
+      for question, answer in ((EASY, "." + EASY_ANSWER[1:]), ("9" + EASY[1:], EASY_ANSWER), ("." * 81, "1" * 81))],
+    ([row(rating="-1")], "line 2: the rating must be a whole number"), (["a,b"], "line 2: must be a source, a quest"),
     ([], "train.csv has 0 puzzles"), ([row()], "1 puzzles, 2 are asked"), (None, "train.csv"),
     ("nowhere.csv", "nowhere.csv: No such file")])
 def test_a_bad_row_is_named(rows, message):
     Path("train.csv").write_bytes(os.urandom(5000))
     with refused(message):
-        data.read_csv(csv_file(*rows) if isinstance(rows, list) else rows or "train.csv", 9, take=len(rows or ()) + 1)
+        data.read_csv(csv_file(*rows) if isinstance(rows, list) else rows or "train.csv", NINE, len(rows or ()) + 1)
 
 @contextlib.contextmanager
 def server(files, cut=None):
     """A local mirror: serves `files` {path: bytes} with ranges; the first reply breaks off after `cut` bytes."""
     asked = []
     class Handler(http.server.BaseHTTPRequestHandler):
+        log_message = lambda *args: None
         def do_GET(self):
             nonlocal cut
             asked.append((self.path, self.headers.get("Range")))
-            body = files.get(self.path)
-            if body is None:
-                return self.send_error(404)
-            start = int(self.headers["Range"][6:-1]) if "Range" in self.headers else 0
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body) - start))
+            start, body = int((self.headers["Range"] or "bytes=0-")[6:-1]), files.get(self.path)
+            self.send_response(404 if body is None else 206 if start else 200)
+            self.send_header("Content-Length", str(len(body or b"") - start))
             self.end_headers()
-            self.wfile.write(body[start:start + cut] if cut else body[start:])
+            self.wfile.write((body or b"")[start:][:cut])
             cut = None
-        log_message = lambda *args: None
     httpd = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}", asked
@@ -154,33 +136,30 @@ def test_a_cut_download_resumes_and_is_never_taken_for_whole(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["data.py", "sudoku-extreme"])
         with refused(f"cut at 100 of {len(body)} bytes; run the command again"):
             data.main()
-        assert [p.name for p in Path("puzzles/sudoku-extreme").iterdir()] == ["train.csv.part"]
-        data.main()
-        assert asked[1] == (f"{root}/train.csv", "bytes=100-")
-        files = Path("puzzles/sudoku-extreme").iterdir()
-        assert {path.name: path.read_bytes() for path in files} == {"train.csv": body, "test.csv": body}
-    with server({"/a.csv": b"<html>please log in</html>"}) as (url, _):    # no puzzle file gets a name
+        files = lambda: {path.name: path.read_bytes() for path in Path("puzzles/sudoku-extreme").iterdir()}
+        assert files() == {"train.csv.part": body[:100]} and not data.main()
+        assert asked[1] == (f"{root}/train.csv", "bytes=100-") and files() == {"train.csv": body, "test.csv": body}
+    with server({"/a.csv": b"<html>please log in</html>"}) as (url, _):    # no puzzle file gets no name
         for name, message in ("a.csv", "is not a puzzle file"), ("gone.csv", "404"):
             with refused(message):
                 data.download(f"{url}/{name}", Path(name))
-    assert not list(Path(".").glob("*.csv.part")) and not Path("a.csv").exists()
+    assert not list(Path(".").glob("[ag]*"))
 
 def test_what_the_user_types_as_a_puzzle():
-    task = data.Sudoku(tiny())
-    assert data.text_of(task.parse(EASY)[0]) == data.text_of(task.parse(EASY.replace(".", "0"))[0]) == EASY
-    assert task.describe(task.parse(EASY))[0] == "exactly one solution, 0 guesses"
+    task = NINE
+    assert task.text(task.parse(EASY)[0]) == task.text(task.parse(EASY.replace(".", "0"))[0]) == EASY
+    known, answer = task.describe(task.parse(EASY))
+    assert (known, task.text(answer)) == ("exactly one solution, 0 guesses", EASY_ANSWER)   # singles do it
     assert task.describe(task.parse("." * 81)) == ("several solutions", None)
     assert task.describe(task.parse("12345678." + "." * 8 + "9" + "." * 63)) == ("no solution", None)
     for text, message in (("55" + EASY[2:], "contradicts itself: row 1, column 1 and row 1, column 2 hold 5"),
-                          (EASY[1:], "has 80 characters"), ("x" + EASY[1:], "row 1, column 1: 'x' is no digit")):
+                          (EASY[1:], "80 characters"), ("x" + EASY[1:], "row 1, column 1: 'x' is none of .1234567890")):
         with refused(message):
             task.parse(text)
-    assert [task.obeys(task.parse(x), task.parse(EASY_ANSWER)).item() for x in (EASY, "9" + "." * 80)] == [True, False]
 
 def test_a_grid_in_the_terminal_and_as_a_film(monkeypatch):
-    task = data.Sudoku(tiny())
-    question, answer = task.parse(EASY)[0], task.parse(EASY_ANSWER)[0]
-    wrong = answer.index_fill(0, torch.tensor([2]), 10)
+    task = NINE
+    question, answer, wrong = task.tokens([EASY, EASY_ANSWER, "539" + EASY_ANSWER[3:]])
     plain = data.show(task, question, wrong, answer)
     assert plain.splitlines()[0] == " 5 3 9 | 6 7 8 | 9 1 2 " and len(plain.splitlines()) == 11
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -191,10 +170,65 @@ def test_a_grid_in_the_terminal_and_as_a_film(monkeypatch):
     assert data.show(task, question, wrong, answer) == plain
     film = xml.fromstring(data.film(task, question, answer, [(wrong, "1: 0.2"), (answer, "2: 0.9")]))
     first, second = (group for group in film.iter() if group.get("class") == "panel")
-    assert first[-1].text == "1: 0.2" and second[-1].text == "2: 0.9" and len(first) == 2 * 81 + 1
-    assert first[4].get("fill") == data.FILL["wrong"] and second[4].get("fill") == data.FILL["right"]
-    assert [cell.get("fill") for cell in first].count(data.FILL["given"]) == 81 - EASY.count(".")
+    assert (first[-1].text, second[-1].text, len(first)) == ("1: 0.2", "2: 0.9", 2 * 81 + 1)
+    fills = [cell.get("fill") for cell in (first[4], second[4], *first)]
+    assert fills[:2] == [data.FILL["wrong"], data.FILL["right"]] and fills.count(data.FILL["given"]) == 30
     assert [i for i, cell in enumerate([*first, *second]) if cell.get("stroke")] == [2 * 81 + 1 + 4]   # it has changed
+
+# ---- mazes ---------------------------------------------------------------------------------------------------------
+def moves_by_hand(maze, side):
+    """Moves from S to G by a plain breadth-first search, -1 where there is no path: the oracle."""
+    walled = "#" * (side + 1) + "#".join(maze[i:i + side] for i in range(0, side ** 2, side)) + "#" * (side + 1)
+    layer, seen, moves = {walled.index("S")}, set(), 0
+    while layer and walled.index("G") not in layer:
+        seen, moves = seen | layer, moves + 1
+        layer = {c + step for c in layer for step in (1, -1, side + 1, -side - 1) if walled[c + step] != "#"} - seen
+    return moves if layer else -1
+
+@pytest.mark.parametrize("side, minimum, count", [(6, 7, 200), (30, 60, 40)])
+def test_mazes_keep_the_generators_promises(side, minimum, count):
+    task = data.Maze(tiny(task="maze", size=side, min_path=minimum))
+    q, a, moves = task.generate(count)
+    assert [moves_by_hand(task.text(maze), side) for maze in q] == moves.tolist() and moves.min() > minimum
+    assert task.obeys(q, a).all() and not task.obeys(q, q).any() and len(q.unique(dim=0)) == count
+    again, other = (data.random_mazes(side, minimum, count, seed=s) for s in (0, 1))
+    assert torch.equal(q, again) and not torch.equal(q, other)
+    views, back = task.views(q[:5], 8)
+    assert torch.equal(views[::8], q[:5]) and len(views.unique(dim=0)) == 40
+    assert torch.equal(back(views), q[:5].repeat_interleave(8, 0))
+    task.train = data.Puzzles(q, a, moves)
+    inputs, labels = task.draw(50)
+    assert torch.equal(task.mark(inputs)[0], labels) and len(inputs.unique(dim=0)) > 30   # turned first, then marked
+    grids = (torch.rand(300, side * side) > 0.4).byte() + 1                 # any maze, with a path or without
+    grids[:, 3], grids[:, -5] = 3, 4
+    assert task.mark(grids)[1].tolist() == [moves_by_hand(task.text(grid), side) for grid in grids]
+    with refused("no 6x6 maze has a shortest path over 35 moves: lower --min_path"):
+        data.random_mazes(6, 35, 1)
+
+def test_solved_is_any_shortest_path_and_nothing_else():
+    task = data.Maze(tiny(size=4))
+    known, answer = task.describe(task.parse(MAZE))
+    assert (known, task.text(answer)) == ("a shortest path of 6 moves", MAZE_ANSWER)
+    for text, solved in ((MAZE_ANSWER, True), ("S  #o#  oooo # G", True), ("S  #o#  o oo # G", False),   # broken
+                         ("Soo#o#oo   o # G", False), ("So # oo    o # G", False), ("Soo# #oo  #o # G", False),
+                         ("Soo# #oo   G # o", False), (MAZE, False)):      # longer, through a wall, walls or G changed
+        assert task.obeys(task.parse(MAZE), task.tokens([text])).item() == solved, text
+    assert task.describe(task.parse("S##G" * 1 + "#" * 12)) == ("no path", None)
+    for text, message in ((MAZE[1:], "15 characters"), ("S" + MAZE[1:-1] + "S", "2 S and 0 G"),
+                          (MAZE_ANSWER, "row 1, column 2: 'o' is none of # SG")):
+        with refused(message):
+            task.parse(text)
+    rows = [f"here,{q},{a},6" for q, a in ((MAZE, MAZE_ANSWER), (MAZE, MAZE), (MAZE_ANSWER, MAZE_ANSWER))]
+    assert task.text(data.read_csv(csv_file(rows[0]), task).labels[0]) == MAZE_ANSWER
+    for row in rows[1:]:
+        with refused("line 3: the answer must mark with 'o' one shortest path"):
+            data.read_csv(csv_file(rows[0], row), task)
+
+def test_a_maze_run_from_the_command_line(capsys, monkeypatch):
+    assert not trm.main(["train", "maze-small", *TINY, *"--size 4 --min_path 3 --steps 2".split()])
+    assert re.search("exact  solved.*to 20 moves .20.*a shortest path of . moves", capsys.readouterr().out, re.S)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  S# #       # G\r\n")))
+    assert trm.main(["solve", "maze-small", "-"]) == 0 and "  S# #       # G," in capsys.readouterr().out
 
 # ---- the network, against the published implementation --------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["mlp", "att", "hrm"])
@@ -206,8 +240,7 @@ def test_published_outputs_losses_and_gradients(kind):
                                heads=c["num_heads"], prefix=c.get("puzzle_emb_len", 1))
     cfg, labels, (y, z) = model.cfg, reference["labels"].clamp(min=0), model.initial(4)   # -100 there, padding here
     assert (cfg.networks, cfg.n_layers, cfg.q_learning) == ((2, 4, True) if kind == "hrm" else (1, 2, False))
-    def same(mine, theirs):
-        torch.testing.assert_close(mine.detach().double(), theirs.double(), atol=2e-5, rtol=0)
+    same = lambda mine, theirs: torch.testing.assert_close(mine.double(), theirs.double(), atol=2e-5, rtol=0)
     for count, step in enumerate(reference["steps"], 1):                   # each from the state that the fixture gives
         model.zero_grad()
         x = model.embed(reference["inputs"], reference["puzzle_ids"])
@@ -232,8 +265,8 @@ def test_published_outputs_losses_and_gradients(kind):
         y, z = step["z_H"].transpose(0, 1), step["z_L"].transpose(0, 1)
 
 def published(cfg, path):                                                  # a new model in the published layout
-    model = trm.TRM(cfg, 81, 11)
-    torch.save({"_orig_mod.model.inner." + trm.published_name(k): v for k, v in model.state_dict().items()}, path)
+    weights = (model := trm.TRM(cfg, 81, 11)).state_dict()
+    torch.save({"_orig_mod.model.inner." + trm.published_name(name): w for name, w in weights.items()}, path)
     return model
 
 @pytest.mark.parametrize("base", [trm.Config(prefix=16), trm.PRESETS["sudoku-att"], trm.HRM])
@@ -242,9 +275,8 @@ def test_a_published_checkpoint_is_evaluated_like_the_model_it_holds(base, capsy
     model, again = published(cfg, "step_9"), trm.load_published("step_9", heads=4)
     assert (again.cfg.networks, again.cfg.n_layers, again.cfg.mixing) == (cfg.networks, cfg.n_layers, cfg.mixing)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
-    flags = ["--heads", "4", "--n", "2", "--T", "1", "--test_size", "20", "--batch", "20", "--train_size", "40"]
-    assert not trm.main(["eval", "step_9", *flags, "--steps", "2"])
-    assert "20 unseen puzzles" in capsys.readouterr().out
+    flags = "--heads 4 --n 2 --T 1 --test_size 20 --batch 20 --train_size 40".split()
+    assert not trm.main(["eval", "step_9", *flags, "--steps", "2"]) and "20 unseen puzzles" in capsys.readouterr().out
     assert not trm.main(["solve", "step_9", EASY, *flags, "--steps", "1"])
     answers, q, _ = next(trm.think(model, data.Sudoku(cfg).parse(EASY), 1))
     right = (answers == data.Sudoku(cfg).parse(EASY_ANSWER)).sum()
@@ -252,22 +284,27 @@ def test_a_published_checkpoint_is_evaluated_like_the_model_it_holds(base, capsy
 
 def test_a_published_checkpoint_that_does_not_fit_names_the_keys():
     published(trm.Config(D=32, prefix=16), "step_9")
-    weights, head = torch.load("step_9", weights_only=True), "_orig_mod.model.inner.lm_head.weight"
-    for change, message in (({head: None}, "1 keys are wrong: lm_head.weight is absent, not (11, 32)"),
-                            ({head: torch.zeros(3, 32)}, "lm_head.weight is (3, 32), not (11, 32)"),
-                            ({"more": torch.zeros(1)}, "more is (1,), not absent")):
+    head = "_orig_mod.model.inner.lm_head.weight"
+    for key, value, message in ((head, [], "1 keys are wrong: lm_head.weight is (), not (11, 32)"),
+                                (head, torch.zeros(3, 32), "lm_head.weight is (3, 32), not (11, 32)"),
+                                ("more", torch.zeros(1), "more is (1,), not absent")):
         with refused(message):
-            trm.load_published({k: v for k, v in {**weights, **change}.items() if v is not None})
+            trm.load_published({**torch.load("step_9", weights_only=True), key: value})
     for content in b"", b"not a checkpoint", Path("step_9").read_bytes()[:5000]:
         Path("cut").write_bytes(content)
         with refused("cut is damaged or no checkpoint"):
             trm.load_published("cut")
 
-def test_initial_weights_have_the_standard_deviation_asked_for():
+def test_initial_weights_flops_and_the_standard_deviation_asked_for():
     w = trm.trunc_normal(1000, 1000, std=0.02)
     assert abs(w.std().item() - 0.02) < 1e-4 and w.abs().max() <= 0.02 * 2 / 0.8796 + 1e-6
     model, _, y, _ = started()
     assert (model.q_weight == 0).all() and (model.q_bias == -5).all() and torch.equal(y[5, 2], model.y_init)
+    cfg = tiny(size=6, T=3, n=2, D=32)
+    per_block, heads = 3 * 36 * 96 * 32 + 3 * 32 * 96 * 36, 3 * (36 * 8 * 32 + 2 * 32) * 8   # multiply-adds
+    assert trm.SwiGLU(32, -1, cfg).down.shape[1] == trm.SwiGLU(36, 0, cfg).down.shape[1] == 96
+    network = 2 * per_block * 8 * (9 + 2 * 3)                              # 9 forward, 3 backward at twice the cost
+    assert trm.flops(cfg, data.Sudoku(cfg)) == pytest.approx(2 * (network + heads), rel=0.01)
 
 @pytest.mark.parametrize("mixing", ["mlp", "attention"])
 def test_gradient_flows_through_exactly_the_last_recursion(mixing):
@@ -280,24 +317,20 @@ def test_gradient_flows_through_exactly_the_last_recursion(mixing):
     assert not y1.requires_grad and not z1.requires_grad                   # none into an earlier supervision step
     gradients = torch.autograd.grad(logits.sum(), [y, z, net[0].mlp.down], allow_unused=True)
     assert gradients[0] is None and gradients[1] is None
-    with torch.no_grad():                                                  # the same gradient, by hand
-        for _ in range(2):
-            y, z = trm.latent_recursion(net, net, x, y, z, 2)
+    for _ in range(2):                                                     # the same gradient, by hand
+        y, z = (part.detach() for part in trm.latent_recursion(net, net, x, y, z, 2))
     z = net(net(z + (y + x)) + (y + x))
     by_hand, = torch.autograd.grad(model.output_head(net(y + z)).sum(), [net[0].mlp.down])
     assert torch.equal(by_hand, gradients[2])
 
-def test_stablemax_by_hand_and_at_extreme_logits():
-    logits = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)          # s = 1, 2, 1/2
-    for label, p in (1, 2 / 3.5), (2, 0.5 / 3.5), (0, 1):                  # 0, padding, does not count
-        assert trm.stablemax_cross_entropy(logits, torch.tensor([label])).item() == pytest.approx(-np.log(p), abs=1e-12)
+def test_the_losses_by_hand_and_at_extreme_logits():
+    for label, p in (1, 2 / 3.5), (2, 0.5 / 3.5), (0, 1):                  # s = 1, 2, 1/2; 0, padding, does not count
+        loss = trm.stablemax_cross_entropy(torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([label]))
+        assert loss.item() == pytest.approx(-np.log(p), abs=1e-12)
     extreme = torch.tensor([[1e30, -1e30, 1.0]], requires_grad=True)
-    loss = trm.stablemax_cross_entropy(extreme, torch.tensor([1]))
-    loss.sum().backward()
+    (loss := trm.stablemax_cross_entropy(extreme, torch.tensor([1])).sum()).backward()
     assert loss.item() == pytest.approx(60 * np.log(10), rel=1e-6) and extreme.grad.isfinite().all()
-
-def test_losses_average_over_labelled_cells_of_each_puzzle():
-    logits = torch.zeros(2, 3, 4)
+    logits = torch.zeros(2, 3, 4)                                          # the mean over labelled cells of each puzzle
     logits[0, :, 1] = 1.0
     labels = torch.tensor([[1, 1, 0], [1, 2, 3]])
     answer, right, halting = trm.losses(logits, torch.tensor([[2.0, 0], [2.0, 0]]), labels)
@@ -306,17 +339,15 @@ def test_losses_average_over_labelled_cells_of_each_puzzle():
 
 # ---- deep supervision ----------------------------------------------------------------------------------------------
 def test_slots_refill_only_when_halted():
-    model, _, y0, z0 = started()
+    (model, _, y0, _), halted = started(), torch.tensor([True, False] * 4)
     first = trm.refill(None, model, tiny_task(model.cfg))
     assert (first["inputs"] > 0).all() and (first["count"] == 0).all() and torch.equal(first["y"][:, :4], y0)
-    halted = torch.tensor([True, False] * 4)
-    old = {**first, "y": first["y"] + 1, "z": first["z"] + 1, "count": torch.full((8,), 3), "halted": halted}
-    new = trm.refill(old, model, tiny_task(model.cfg))
-    assert new["count"].tolist() == [0, 3] * 4
-    for name in "inputs", "labels":
-        assert torch.equal((new[name] != old[name]).any(1), halted)
-    for name, start in ("y", y0), ("z", z0):
-        assert torch.equal(new[name][:, ~halted], old[name][:, ~halted]) and torch.equal(new[name][:, halted], start)
+    old = {name: part + 1 for name, part in first.items() if name != "halted"}
+    new = trm.refill({**old, "halted": halted}, model, tiny_task(model.cfg))
+    for name, part in old.items():
+        axis = 1 if name in "yz" else 0                                    # of the slots
+        assert torch.equal(new[name].movedim(axis, 0)[~halted], part.movedim(axis, 0)[~halted])
+        assert name[-1] in "s" or torch.equal(*(v[name].movedim(axis, 0)[halted] for v in (new, first)))
 
 def test_halting_counts_and_exploration():
     B = 100_000
@@ -373,76 +404,51 @@ def test_one_feature_and_one_for_each_inner_step():
         y = net(y + sum(z))
     torch.testing.assert_close(after, (y, torch.stack(z)), atol=1e-4, rtol=0)
 
-def test_the_one_step_gradient_passes_the_last_call_of_each_network_only():
-    (model, x, y, z), calls = started(networks=2, one_step=True), []
+def test_hrm_the_one_step_gradient_and_halting_where_it_is_worth_more():
+    (model, x, y, z), calls = started(networks=2, one_step=True, q_learning=True), []
     for name, net in zip("LH", model.nets):
         net.register_forward_hook(lambda *_, name=name: calls.append(name * (1 + torch.is_grad_enabled())))
-    (y1, _), *_ = trm.deep_recursion(model, x, y, z, 3, 2)
+    trm.deep_recursion(model, x, y, z, 3, 2)
     assert calls == ["L", "L", "L", "H", "L", "L", "LL", "HH"]             # doubled: with gradient
-    model.cfg = replace(model.cfg, one_step=False)
-    assert torch.equal(trm.deep_recursion(model, x, y, z, 3, 2)[0][0], y1)   # only the gradient differs
-
-def test_q_learning_aims_at_the_next_step_and_halts_where_halting_is_worth_more():
-    model, x, y, z = started(q_learning=True, N_sup=4)
-    torch.nn.init.normal_(model.q_weight)
-    q = trm.deep_recursion(model, x, y, z, 2, 2)[2]
-    target = trm.continue_target(model, x, y, z, torch.tensor([False, True, False, True]))
-    expected = torch.stack([q[0].max(), q[1, 0], q[2].max(), q[3, 0]]).sigmoid()
-    assert torch.equal(target, expected) and not target.requires_grad
-    model.q_weight.data.zero_()
     for values, sure in ((-1.0, -2.0), True), ((1.0, 2.0), False):         # what counts is which of the two is larger
         model.q_bias.data = torch.tensor(values)
+        target = trm.continue_target(model, x, y, z, torch.tensor([True, False] * 2))
+        assert torch.equal(target, torch.tensor([values[0], max(values)] * 2).sigmoid())
         assert (next(trm.think(model, torch.ones(1, 36), 1))[1] > 0) == sure
 
-def test_flops_are_counted_from_the_matrix_products():
-    cfg = tiny(size=6, T=3, n=2, D=32)
-    per_block, heads = 3 * 36 * 96 * 32 + 3 * 32 * 96 * 36, 3 * (36 * 8 * 32 + 2 * 32) * 8   # multiply-adds
-    assert trm.SwiGLU(32, -1, cfg).down.shape[1] == trm.SwiGLU(36, 0, cfg).down.shape[1] == 96
-    network = 2 * per_block * 8 * (9 + 2 * 3)                              # 9 forward, 3 backward at twice the cost
-    assert trm.flops(cfg, data.Sudoku(cfg)) == pytest.approx(2 * (network + heads), rel=0.01)
-
 # ---- runs ----------------------------------------------------------------------------------------------------------
-def checkpoint(run):
-    return torch.load(f"runs/{run}/checkpoint.pt", weights_only=True)
-
 def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
+    if isinstance(a, (dict, list, tuple)):
+        a, b = (part.items() if isinstance(part, dict) else part for part in (a, b))
         return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(monkeypatch, capsys):
     command = ["train", "sudoku-6x6", *TINY, "--steps", "14"]
     assert not trm.main([*command, "--run", "whole"])
-    step = trm.train_step
-    def and_then_a_signal(*args):
-        if args[-1] == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*args)
-    monkeypatch.setattr(trm, "train_step", and_then_a_signal)
+    kill, step = (lambda step: step == 6 and os.kill(os.getpid(), signal.SIGTERM)), trm.train_step
+    monkeypatch.setattr(trm, "train_step", lambda *args: (kill(args[-1]), step(*args))[1])
     assert trm.main([*command, "--run", "cut"]) == 128 + signal.SIGTERM and checkpoint("cut")["step"] == 7
     monkeypatch.setattr(trm, "train_step", step)
     assert not trm.main(["train", "sudoku-6x6", "--run", "cut", "--resume"])
     whole, cut = ({**checkpoint(run), "seconds": 0, "log_size": 0} for run in ("whole", "cut"))
     assert not [name for name in whole if not equal(whole[name], cut[name])]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    head, *_, last = Path("runs/cut/log.csv").read_text().splitlines()
-    assert head == "step,of,seconds,steps/s,min left,lr,loss,answer,halting,solved,halted,unseen" and last[:3] == "14,"
+    log = Path("runs/cut/log.csv").read_text()
+    assert re.fullmatch(r"step,of,seconds,.*,loss,answer,halting,solved,halted,unseen\n(.*\n)*14,.*\n", log)
 
 def test_runs_are_evaluated_solved_and_not_overwritten(capsys, monkeypatch):
     train = ["train", "sudoku-6x6", *TINY, "--steps", "3"]
     assert not trm.main(train)
     assert re.search("20 unseen.*step 1: halting probability 0.0.*the rules do not", capsys.readouterr().out, re.S)
     before = Path("runs/sudoku-6x6/checkpoint.pt").read_bytes()
-    with refused("run sudoku-6x6 exists: --resume goes on, --overwrite"):
-        trm.main(train)
-    with refused("--D cannot change in a resumed run"):
-        trm.main([*train, "--resume", "--D", "64"])
+    for more, message in ([], "run sudoku-6x6 exists: --resume"), (["--resume", "--D", "64"], "--D cannot change in a"):
+        with refused(message):
+            trm.main([*train, *more])
     assert Path("runs/sudoku-6x6/checkpoint.pt").read_bytes() == before
     assert not trm.main(["eval", "sudoku-6x6", "--steps", "6"])
     assert [line.split()[:1] for line in capsys.readouterr().out.splitlines()[-2:]] == [["4"], ["6"]]
-    puzzle = data.text_of(data.read_csv(next(Path("puzzles").glob("*/test.csv")), 6).inputs[0])
+    puzzle = next(Path("puzzles").glob("*/test.csv")).read_text().splitlines()[1].split(",")[1]
     assert not trm.main(["solve", "sudoku-6x6", puzzle])
     assert "a puzzle with exactly one solution" in capsys.readouterr().out
     assert not trm.main(["solve", "sudoku-6x6", puzzle, *"--show z --svg film.svg --steps 3".split()])
@@ -476,9 +482,16 @@ def test_evaluation_equals_a_plain_loop_whatever_the_batch():
     x, (y, z) = model.embed(task.train.inputs[:19]), model.initial(19)
     for k in range(3):
         (y, z), logits, head = trm.deep_recursion(model, x, y, z, 2, 8)
-        right = logits.argmax(-1) == task.train.labels[:19]
-        assert torch.equal(cells[k], right.float().mean(1)) and torch.equal(exact[k], right.all(1).float())
+        right = (logits.argmax(-1) == task.train.labels[:19]).float()
+        assert equal([cells[k], exact[k]], [right.mean(1), right.amin(1)])
         torch.testing.assert_close(q[k], head[:, 0], atol=1e-4, rtol=0)
+
+def test_who_is_chosen():
+    answers = torch.tensor([[1, 2, 2, 3], [1, 2, 3, 3], [1, 1, 2, 2]])[:, :, None]   # of three puzzles
+    q = torch.tensor([[-1.0, -3, -2, 5], [-1, 9, -4, -3], [2, -2, 1, 1]])
+    for pick, expected in ("q", [3, 2, 1]), ("vote", [2, 3, 2]):           # in a tie probabilities .88, .12 lose to .73
+        assert trm.choose(answers, q, pick)[0].flatten().tolist() == expected
+    assert trm.choose(answers[:, :2], q[:, :2], "vote")[1].tolist() == [-1, 9, 2]
 
 def test_early_exit_drops_exactly_the_sure_ones_and_keeps_the_order():
     model, task = thinker()
@@ -495,41 +508,34 @@ def test_early_exit_drops_exactly_the_sure_ones_and_keeps_the_order():
     model.q_bias.data -= 99                                                # nobody exits: the same, bit for bit
     assert equal(thoughts(model, task, 4, all_steps=True), thoughts(model, task, 4, all_steps=False))
 
-def test_rollouts_without_noise_are_the_plain_evaluation_and_with_it_repeat():
+def test_rollouts_are_plain_without_noise_repeat_with_it_and_leave_with_the_first_sure_one():
     model, task = thinker()
     plain = trm.evaluate(model, task, task.train, 3)
     model.cfg = replace(model.cfg, rollouts=6)
     many, state = trm.evaluate(model, task, task.train, 3), torch.get_rng_state()
     torch.testing.assert_close(many, plain.expand(4, 3, 3, 40), atol=1e-4, rtol=0)   # of 1, 4 and 6 copies
     model.cfg = replace(model.cfg, noise=0.5)
-    noisy = trm.evaluate(model, task, task.train, 3)
-    assert equal(noisy, trm.evaluate(model, task, task.train, 3)) and torch.equal(state, torch.get_rng_state())
+    noisy, again = (trm.evaluate(model, task, task.train, 3) for _ in range(2))
+    assert equal(noisy, again) and torch.equal(state, torch.get_rng_state())
     assert (noisy[3, 0] != noisy[3, 2]).any() and (noisy[3, 2] >= noisy[3, 0]).all()   # the best q of more is higher
-
-def test_rollouts_leave_with_the_first_sure_one_that_they_are_counted_with():
-    model, task = thinker(rollouts=6, noise=0.5)
     def gone(**changes):
         (first, _), (second, before), (_, after) = thoughts(model, task, 3, **changes)
         return before == after, (before > 0) & (first == second).all(2)
     left, sure = gone()
     with_whom = torch.cat([sure[:, :w].any(1, True).expand(-1, more) for w, more in ((1, 1), (4, 3), (6, 2))], 1)
-    assert sure.any() and not with_whom.all() and torch.equal(left, with_whom)
+    assert sure.any() and not with_whom.all() and torch.equal(left, with_whom)   # with one counted in the same width
     assert torch.equal(*gone(pick="vote", augment=2)) and model.cfg.widths == [2, 8, 12]   # here each for itself
 
-def test_who_is_chosen():
-    answers = torch.tensor([[1, 2, 2, 3], [1, 2, 3, 3], [1, 1, 2, 2]])[:, :, None]   # of three puzzles
-    q = torch.tensor([[-1.0, -3, -2, 5], [-1, 9, -4, -3], [2, -2, 1, 1]])
-    for pick, expected in ("q", [3, 2, 1]), ("vote", [2, 3, 2]):           # in a tie probabilities .88, .12 lose to .73
-        assert trm.choose(answers, q, pick)[0].flatten().tolist() == expected
-    assert trm.choose(answers[:, :2], q[:, :2], "vote")[1].tolist() == [-1, 9, 2]
-
-def test_training_without_a_compiler_and_with_one():
+def test_from_the_shell_with_a_compiler_without_one_and_with_a_mistake():
+    shell = lambda *args, **env: subprocess.run([sys.executable, str(HERE / "trm.py"), "train", *args],
+                                                capture_output=True, text=True, env={**os.environ, **env})
     for cache, change in ("compiled", {}), ("not-compiled", {"CXX": "no-such-compiler"}):
-        run = subprocess.run([sys.executable, str(HERE / "trm.py"), "train", "sudoku-6x6", *TINY[:-3], "--steps", "2",
-                              "--overwrite"], capture_output=True, text=True,
-                             env={**os.environ, **change, "TORCHINDUCTOR_CACHE_DIR": str(Path(cache).absolute())})
+        run = shell("sudoku-6x6", *TINY[:-3], "--steps", "2", "--overwrite", **change,
+                    TORCHINDUCTOR_CACHE_DIR=str(Path(cache).absolute()))
         assert run.returncode == 0 and "20 unseen puzzles" in run.stdout and not run.stderr, run.stderr
         assert any(Path(cache).rglob("*.so")) == (not change)
+    run = shell("soduku")
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", "trm.py: unknown preset soduku; did you mean sudoku?\n")
 
 def test_every_variant_trains_saves_loads_and_evaluates(capsys):
     for flags in [flags for flags, *_ in PAPER[1:]] + ["--dtype bfloat16"]:
@@ -566,19 +572,13 @@ def test_a_mistake_ends_in_one_line(command, message):
     with refused(message):
         trm.main(shlex.split(command))
 
-def test_a_mistake_on_the_command_line_exits_with_2_and_no_traceback():
-    run = subprocess.run([sys.executable, str(HERE / "trm.py"), "train", "soduku"], capture_output=True, text=True)
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", "trm.py: unknown preset soduku; did you mean sudoku?\n")
-
-def test_a_checkpoint_with_code_in_it_is_refused():
+def test_a_checkpoint_with_code_is_refused_and_one_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     class Evil:
         __reduce__ = lambda self: (os.mkdir, ("made by a checkpoint",))
     torch.save({"config": Evil()}, "evil.pt")
     with refused("damaged or no checkpoint"):
         trm.load("evil.pt")
     assert not Path("made by a checkpoint").exists()
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     model = started()[0]
     trm.save(Path("checkpoint.pt"), model.cfg, model, step=1)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))

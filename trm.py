@@ -12,8 +12,7 @@ the sequence first, mixing over it and over D are one plain matrix product each,
 import argparse, math, os, signal, sys, time, timeit
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-import torch, torch.nn.functional as F
-from torch import nn, optim
+import torch, torch.nn as nn, torch.optim as optim, torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 import data
@@ -29,6 +28,7 @@ class Config:
     the paper's. Raises ValueError, naming the flag, where a value is not allowed."""
     task: str = doc("sudoku", "puzzle family", *data.TASKS)
     size: int = doc(9, "side of the grid")
+    min_path: int = doc(110, "mazes: the shortest path from start to goal has more moves than this", 0, 900)
     train_size: int = doc(1000, "training puzzles; of a --data folder as many are drawn by the seed (section 5)")
     test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, math.inf)
     seed: int = doc(0, "seed of the built-in puzzles, of the weights and of training", 0, 2 ** 31)
@@ -79,9 +79,8 @@ class Config:
         """How many copies of a puzzle are evaluated, and the smaller numbers for which that gives the accuracy too."""
         return [self.augment * k for k in (1, 4, 16, 64, 256) if k < self.rollouts] + [self.augment * self.rollouts]
 
-# Sized for two CPU cores, each tried (README). T 1: no recursion without gradient; expansion 2, multiple 32: half the
-# arithmetic, as much learned per step; lr falling: as fast as is stable; a short EMA for short runs. 9x9 is learned
-# three times sooner with two supervision steps on a puzzle at first than with eight throughout; 6x6 in fewer with wd 1.
+# Sized for two CPU cores, each tried (README). T 1: no recursion without gradient; expansion 2: half the arithmetic, as
+# much learned per step; a short EMA for short runs; few supervision steps on a puzzle at first (N_start).
 SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
                weight_decay=0.1, ema=0.995)
 HRM = Config(mixing="attention", n_layers=4, networks=2, n=2, T=2, one_step=True, q_learning=True, ema=0.0, prefix=1)
@@ -91,6 +90,9 @@ PRESETS = {
     "sudoku-hrm": HRM,                                                     # Table 1's first row
     "sudoku-direct": replace(HRM, n=1, T=1, N_sup=1, N_eval=1, one_step=False, q_learning=False),   # Table 4's first
     "sudoku-small": replace(SMALL, N_sup=16, N_start=0.125, N_eval=32, lr=3e-3, lr_final=0.1, ema=0.997, steps=7000),
+    "maze": Config(task="maze", size=30, mixing="attention", n=4),
+    "maze-mlp": Config(task="maze", size=30, n=4),
+    "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_sup=16, N_start=0.125, lr=3e-3, steps=5000),
     "sudoku-6x6": replace(SMALL, size=6, weight_decay=1.0, steps=1250),
 }
 
@@ -225,7 +227,6 @@ def continue_target(model, x, y, z, last):
         q = deep_recursion(model, x, y, z, model.cfg.n, model.cfg.T)[2]
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
 
-# ---- Losses (section 4.1 and 4.6) -----------------------------------------------------------------------------------
 def stablemax_cross_entropy(logits, labels):
     """-log p of each label, in float64, with p = s / sum s and s(v) = v + 1 for v >= 0, 1 / (1 - v) below.
     logits [..., V] float, labels [...] int64; returns [...] float64, 0 where the label is padding."""
@@ -345,7 +346,7 @@ def print_evaluation(model, task, path=None):
     rate, (cells, exact, solved, q) = N / (time.perf_counter() - began), found[:, -1]
     columns = {"cells": cells, "exact": exact, "solved": solved, "halting head": ((q > 0) == (exact > 0)).float(),
                "sure but wrong": ((q > 0) & (solved == 0)).float()}
-    groups = {"0 guesses": rating == 0, "1-9": (rating > 0) & (rating < 10), "10+": rating > 9}
+    groups = {name: (low <= rating) & (rating <= high) for name, (low, high) in task.groups.items()}
     columns.update({f"{name} ({group.sum()})": exact[:, group] for name, group in groups.items() if group.any()})
     columns.update({f"exact of {w}": part for w, part in zip(cfg.widths[:-1], found[1])})
     shown = [k for k in range(1, cfg.N_eval + 1) if k <= cfg.N_sup or k & k - 1 == 0 or k == cfg.N_eval]
@@ -371,7 +372,7 @@ def solve_lines(model, task, lines):
         *_, (answers, q, _) = think(model, inputs.to(DEVICE), model.cfg.N_eval, task)
         answers, q = (part.cpu() for part in choose(answers, q, model.cfg.pick))
         for x, y, p, ok in zip(inputs, answers, q.sigmoid(), task.obeys(inputs, answers)):
-            print(data.text_of(x), data.text_of(y), f"{p:.3f}", int(ok), sep=",")
+            print(task.text(x), task.text(y), f"{p:.3f}", int(ok), sep=",")
     return int(bool(bad))
 
 # ---- Published checkpoints ------------------------------------------------------------------------------------------
@@ -486,7 +487,7 @@ def train(cfg, run, folder=None, saved=None):
         torch.set_rng_state(saved["rng"][0].cpu())
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"][1:]])   # none without CUDA
     signals, sums, reported, saved_at, looking, unseen = [], 0, (step, seconds), seconds, 0.0, "-"
-    before = [signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     clock = time.perf_counter() - seconds                                  # seconds of training, looks left out
     while step < cfg.steps and not signals:
         slots, means = train_step(model, ema, optimizer, slots, task, step)
@@ -513,7 +514,7 @@ def train(cfg, run, folder=None, saved=None):
             save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots, step=step, seconds=seconds, folder=folder,
                  log_size=log.tell())
             saved_at = seconds
-    [signal.signal(s, handler) for s, handler in zip((signal.SIGINT, signal.SIGTERM), before)]
+    [signal.signal(s, handler) for s, handler in before.items()]
     if signals:
         print("\n" * tty + f"stopped and saved at step {step}; the same command with --resume goes on")
         return 128 + signals[0]
@@ -572,8 +573,7 @@ def main(argv=None):
                 if args.given[name] != getattr(cfg, name):
                     data.refuse(f"--{name} cannot change in a resumed run; leave it out or start another (--run NAME)")
         return train(replace(cfg, **args.given), run, args.data, saved)
-    if "steps" in args.given:
-        args.given["N_eval"] = args.given.pop("steps")
+    args.given = {"N_eval" if name == "steps" else name: value for name, value in args.given.items()}
     path = Path(args.name) if Path(args.name).is_file() else path
     if not path.is_file():
         data.refuse(f"there is no run {run}", run, [p.parent.name for p in Path("runs").glob("*/checkpoint.pt")])
