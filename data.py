@@ -513,40 +513,32 @@ def print_table(rows, path=None):
         Path(path).write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
 
 # ---- Downloads ------------------------------------------------------------------------------------------------------
-def download(url, path):
+def download(url, path, begins):
     """Fetch `url` to `path` with progress. What has come waits in PATH.part: a cut download goes on from there; only
-    a file of the size that the server announced, with a puzzle file's header, gets its name. Raises ValueError."""
+    a file of the size that the server announced, that begins as it must, gets its name. Raises ValueError."""
     part = Path(f"{path}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         with urllib.request.urlopen(request, timeout=60) as reply:
-            if reply.status != 206:                                        # the server sends the whole file
-                have = 0
-            if "Content-Length" not in reply.headers:
-                raise ValueError(f"{url}: the server does not tell the file's size; use another mirror (HF_ENDPOINT)")
-            total, told = have + int(reply.headers["Content-Length"]), 0.0
-            with open(part, "ab" if have else "wb") as file:
+            size = reply.headers["Content-Length"] or refuse(f"{url}: the server does not tell the size; use a mirror")
+            with open(part, "ab" if reply.status == 206 else "wb") as file:   # 206: the rest; else the whole file
+                have, total = file.tell(), file.tell() + int(size)
                 while block := reply.read(1 << 20):
                     have += file.write(block)
-                    if time.monotonic() - told > 1 or have == total:
-                        told = time.monotonic()
-                        print(f"\r{path.name}: {have / 1e6:.1f} of {total / 1e6:.1f} MB", end="", file=sys.stderr)
+                    print(f"\r{path.name}: {have / 1e6:.1f} of {total / 1e6:.1f} MB", end="", file=sys.stderr)
         print(file=sys.stderr)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:                                              # there is nothing behind what is here
-            part.unlink()
-            raise ValueError(f"{part} did not fit the file at {url} and was removed; run the command again") from None
-        raise ValueError(f"{url}: {error}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"{url}: {error}; run the command again to go on from {have / 1e6:.1f} MB") from None
-    if have != total:
-        raise ValueError(f"{url}: cut at {have} of {total} bytes; run the command again to go on from there")
-    with open(part, "rb") as file:
-        if file.readline().strip() != ",".join(HEADER).encode():
+        if getattr(error, "code", 0) == 416:                               # there is nothing behind what is here
             part.unlink()
-            raise ValueError(f"{url} is not a puzzle file: it does not begin with {','.join(HEADER)}; removed")
+        refuse(f"{url}: {error}; run the command again to go on from {have / 1e6:.1f} MB")
+    if have != total:
+        refuse(f"{url}: cut at {have} of {total} bytes; run the command again to go on from there")
+    with open(part, "rb") as file:
+        if file.read(len(begins)) != begins:
+            part.unlink()
+            refuse(f"{url} is not what it should be: it does not begin with {begins.decode()}; removed")
     os.replace(part, path)
 
 def main():
@@ -560,7 +552,7 @@ def main():
         if path.exists():
             print(f"{path} is there already")
         else:
-            download(f"{base}/datasets/{sets[sys.argv[1]]}/resolve/main/{name}", path)
+            download(f"{base}/datasets/{sets[sys.argv[1]]}/resolve/main/{name}", path, ",".join(HEADER).encode())
 
 if __name__ == "__main__":
     try:

@@ -140,9 +140,9 @@ def test_a_cut_download_resumes_and_is_never_taken_for_whole(monkeypatch):
         assert files() == {"train.csv.part": body[:100]} and not data.main()
         assert asked[1] == (f"{root}/train.csv", "bytes=100-") and files() == {"train.csv": body, "test.csv": body}
     with server({"/a.csv": b"<html>please log in</html>"}) as (url, _):    # no puzzle file gets no name
-        for name, message in ("a.csv", "is not a puzzle file"), ("gone.csv", "404"):
+        for name, message in ("a.csv", "is not what it should be: it does not begin with source,"), ("gone.csv", "404"):
             with refused(message):
-                data.download(f"{url}/{name}", Path(name))
+                data.download(f"{url}/{name}", Path(name), b"source,")
     assert not list(Path(".").glob("[ag]*"))
 
 def test_what_the_user_types_as_a_puzzle():
