@@ -1,16 +1,17 @@
-"""Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py, which
-knows of a task (Sudoku, Maze, ARC below) only these members:
-    length, vocab, ids                  grid cells L, vocabulary V, number of puzzle identities
-    train, test                         Puzzles, on the device
-    draw(B)                             a training batch, each puzzle in a random symmetric copy: inputs, labels, ids
-    views(inputs, ids, A)               A symmetric copies of each puzzle, and what maps their answers back
-    parse(text), describe(inputs, ids)  a puzzle that the user names, and what is known about it
-    rule, obeys(inputs, answers)        what makes an answer right without a label (ARC has none: None, no obeys)
-    groups                              for the table of results: name of a group of puzzles, lowest and highest rating
-    side, box, glyphs, blank            for drawing: cells in a line, shape of a box, letters of tokens, a blank's token
-Tokens (section 4 of the paper, and the published code): 0 is padding; Sudoku: 1 blank, 2..10 digits 1..9; Maze: 1..5 wall,
-floor, start, goal, path; ARC: 1 end mark, 2..11 colours 0..9."""
-import csv, difflib, http.client, itertools, json, math, os, sys, time, urllib.request, zipfile
+"""Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py.
+
+A *task* is a class with the members that trm.py uses, and trm.py knows nothing else about it (Sudoku, Maze):
+    length, vocab, ids               grid cells L, vocabulary V, number of puzzle identities
+    train, test                      Puzzles, on the device
+    draw(B)                          a training batch: puzzles drawn at random, each turned into a symmetric copy
+    views(inputs, A)                 A symmetric copies of each puzzle, and what maps their answers back
+    parse(text), describe(inputs)    a puzzle typed by the user, and what is known about it
+    obeys(inputs, answers)           do the answers follow the rules? no label is needed
+    groups                           for the table of results: name of a group of puzzles, lowest and highest rating
+    side, box, glyphs, blank         for drawing: cells in a line, shape of a box, a token's letter, token of a blank
+Tokens (section 4 of the paper, and the published code): 0 is padding; Sudoku has 1 for a blank cell and 2..10 for the
+digits 1..9, Maze 1..5 for wall, floor, start, goal and path."""
+import csv, difflib, http.client, itertools, math, os, sys, time, urllib.error, urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +21,15 @@ HEADER = ["source", "question", "answer", "rating"]   # the columns of every Sud
 def refuse(message, word="", known=()):
     """Raise a ValueError; where it is about an unknown word, with the nearest of the known ones, or all of them."""
     match = difflib.get_close_matches(word, known, 1)
-    raise ValueError(message + (f"; did you mean {match[0]}?" if match else f"; there are: {', '.join(known)}" * bool(known)))
+    hint = f"; did you mean {match[0]}?" if match else f"; there are: {', '.join(known)}" if known else ""
+    raise ValueError(message + hint)
 
 @dataclass
 class Puzzles:
-    """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] (guesses that a Sudoku
-    takes, moves of a maze, number of an ARC task) and `ids` [N] int64, puzzle identities."""
+    """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] int32 (how hard)."""
     inputs: torch.Tensor
     labels: torch.Tensor
     rating: torch.Tensor
-    ids: torch.Tensor
     def __len__(self):
         return len(self.inputs)
     def __getitem__(self, rows):
@@ -38,30 +38,37 @@ class Puzzles:
 # ---- Sudoku: the solver and the generator ---------------------------------------------------------------------------
 # Candidates are bit masks, boards the columns of a matrix [cells, boards]. Every operation below works on thousands of
 # boards at once, which is what makes building puzzles quick, on a CPU and on a GPU.
+
 def box_shape(size):
     """(rows, columns) of a box of a Sudoku with `size` digits: 9 -> (3, 3), 6 -> (2, 3)."""
     return math.isqrt(size), size // math.isqrt(size)
 
 def unit_cells(size, device="cpu"):
     """The cells of every row, then of every column, then of every box: int64 [3 * size, size]."""
-    (h, w), grid = box_shape(size), torch.arange(size * size, device=device).view(size, size)
-    return torch.cat([grid, grid.T, grid.view(size // h, h, size // w, w).transpose(1, 2).reshape(size, size)])
+    h, w = box_shape(size)
+    grid = torch.arange(size * size, device=device).view(size, size)
+    boxes = grid.view(size // h, h, size // w, w).transpose(1, 2).reshape(size, size)
+    return torch.cat([grid, grid.T, boxes])
 
 def search(masks, limit=2, generator=None, width=4096):
-    """Propagate and search on many Sudoku boards at once. masks: int32 [cells, B], bit d-1 set where digit d is possible.
-    Each board is searched until `limit` solutions are found or none is left. A guess takes the lowest digit of a cell
-    with the fewest candidates, or a random one of its digits where `generator` is given. The `width` boards on top of a
-    common stack are worked on together: one that moved goes back, a stuck one is split in two (the cell is the digit,
-    the cell is not), a dead one is dropped. Returns found [B] (solutions, at least `limit` if it was reached), guesses
-    [B] (splits) and answers [cells, B] (digits of one solution, 0 where there is none)."""
-    (cells, B), device = masks.shape, masks.device
-    size = math.isqrt(cells)
+    """Propagate and search on many Sudoku boards at once.
+
+    masks: int32 [cells, B], bit d-1 set where digit d is still possible. Each board is searched until `limit` solutions
+    are found or none is left. A guess takes the lowest digit of a cell with the fewest candidates, or a random one of
+    its digits where `generator` is given. The `width` boards on top of a common stack are worked on together: one that
+    moved goes back, a stuck one is split in two (the cell is the digit, the cell is not), a dead one is dropped.
+    Returns found [B] (solutions, at least `limit` if it was reached), guesses [B] (splits) and answers [cells, B]
+    (digits of one solution, 0 where there is none).
+    """
+    cells, B = masks.shape
+    size, device = math.isqrt(cells), masks.device
     full = (1 << size) - 1
     units = unit_cells(size, device).T.contiguous()                        # [size, 3 * size]
     member = torch.stack([(units == c).any(0).nonzero()[:, 0] for c in range(cells)], 1)   # [3, cells]: units of a cell
     bits = torch.arange(size, device=device, dtype=torch.int32)[:, None]
     popcount = (torch.arange(full + 1, device=device) >> bits & 1).sum(0)
-    (found, guesses), answers = torch.zeros(2, B, dtype=torch.int64, device=device), torch.zeros_like(masks)
+    found, guesses = torch.zeros(2, B, dtype=torch.int64, device=device)
+    answers = torch.zeros_like(masks)
     stack, owner = masks, torch.arange(B, device=device)
     while len(owner):
         m, who = stack[:, -width:], owner[-width:]
@@ -71,17 +78,21 @@ def search(masks, limit=2, generator=None, width=4096):
         once, twice = torch.zeros(2, 3 * size, m.shape[1], dtype=torch.int32, device=device)
         for position in units:                                             # bits seen at least once, at least twice
             cell = packed[position]
-            once, twice = once | cell, twice | once & cell
+            twice |= once & cell
+            once |= cell
         alive = (m != 0).all(0) & ((once & full == full) & (twice <= full)).all(0) & (found[who] < limit)
         message = (once & ~full) | (once & ~twice & full)                  # settled digits | digits with one place left
         message = message[member[0]] | message[member[1]] | message[member[2]]   # [cells, boards]
         new = torch.where(fixed, m, m & ~(message >> 16))
-        new = torch.where(new & message != 0, new & message, new)          # a digit's only place
-        moved, done = (new != m).any(0), alive & fixed.all(0)
+        single = new & message
+        new = torch.where(single != 0, single, new)
+        moved = (new != m).any(0)
+
+        done = alive & fixed.all(0)
         found.index_add_(0, who[done], torch.ones_like(who[done]))
         column = torch.full((B,), -1, device=device).scatter_reduce(0, who[done], done.nonzero()[:, 0], "amax")
         answers = torch.where(column < 0, answers, m[:, column])           # of one board, had an owner two at once
-        stuck, again = alive & ~moved & ~done, alive & moved
+        stuck = alive & ~moved & ~done
         board, asks = new[:, stuck], who[stuck]
         guesses.index_add_(0, asks, torch.ones_like(asks))
         choices = popcount[board.long()]
@@ -91,20 +102,25 @@ def search(masks, limit=2, generator=None, width=4096):
         if generator is not None:
             noise = torch.rand(size, len(asks), device=device, generator=generator)
             digit = (1 << (noise * (options >> bits & 1)).argmax(0, keepdim=True)).int()
+        again = alive & moved
         other, guess = (board.scatter(0, cell, choice) for choice in (options & ~digit, digit))
         stack = torch.cat([stack, other, new[:, again], guess], 1)         # guesses on top: depth first
         owner = torch.cat([owner, asks, who[again], asks])
-    return found, guesses, (answers[None] >> bits[:, None] & 1).mul(bits[:, None] + 1).sum(0)
+    digits = (answers[None] >> bits[:, None] & 1).mul(bits[:, None] + 1).sum(0)
+    return found, guesses, digits
 
 def to_masks(digits, size):
     """Digits [..., cells] (0 = blank) to masks [cells, ...] int32: one bit for a clue, all bits for a blank."""
-    return torch.where(digits > 0, 1 << (digits.int() - 1).clamp(min=0), (1 << size) - 1).int().movedim(-1, 0)
+    full = (1 << size) - 1
+    return torch.where(digits > 0, 1 << (digits.int() - 1).clamp(min=0), full).int().movedim(-1, 0)
 
 def random_sudoku(size, count, seed=0, device="cpu"):
     """Random minimal Sudoku: `count` different solution grids, and of each as many clues as it takes for one solution.
+
     A clue of a solved grid may go if no solution has another digit there. Asking this once of every cell, in random
     order, leaves a minimal puzzle: a clue that was needed among more clues is needed among fewer.
-    Returns questions, answers [count, cells] (digits, 0 = blank) and ratings [count] (guesses that the solver needs)."""
+    Returns questions, answers [count, cells] (digits, 0 = blank) and ratings [count] (guesses that the solver needs).
+    """
     draw = torch.Generator(device).manual_seed(seed)
     grids = torch.empty(0, size * size, dtype=torch.int64, device=device)
     while len(grids) < count:
@@ -112,10 +128,12 @@ def random_sudoku(size, count, seed=0, device="cpu"):
         grids = torch.cat([grids, search(empty, limit=1, generator=draw)[2].T.long()]).unique(dim=0)
     grids = grids[torch.randperm(len(grids), generator=draw, device=device)[:count]]
     questions, rows = grids.clone(), torch.arange(count, device=device)
-    for cell in torch.rand(count, size * size, generator=draw, device=device).argsort(1).T:
+    order = torch.rand(count, size * size, generator=draw, device=device).argsort(1)
+    for cell in order.T:
         masks = to_masks(questions, size)
-        masks[cell, rows] = ~to_masks(grids[rows, cell], size) & ((1 << size) - 1)
-        questions[rows, cell] = torch.where(search(masks, limit=1)[0] > 0, grids[rows, cell], 0)
+        masks[cell, rows] = to_masks(torch.zeros_like(cell), size) & ~to_masks(grids[rows, cell], size)
+        needed = search(masks, limit=1)[0] > 0
+        questions[rows, cell] = torch.where(needed, grids[rows, cell], 0)
     return questions, grids, search(to_masks(questions, size))[1]
 
 # ---- Maze: breadth-first search on bit masks ------------------------------------------------------------------------
@@ -134,17 +152,23 @@ def flood(floor, start):
         layer = (up | left | right | down) & floor & ~seen
         seen = seen | layer
 
+def distance(floor, start, goal):
+    """Moves on a shortest path from start to goal through floor, [mazes] int64; -1 where there is none."""
+    found = torch.full(floor.shape[1:], -1, device=floor.device)
+    for d, layer in enumerate(flood(floor, start)):
+        found = torch.where((layer & goal).any(0), d, found)
+    return found
+
 def shortest_path(floor, start, goal):
     """The cells of one shortest path, both ends included: walked back from the goal, by the first of a step up, left,
-    right and down that comes nearer to the start; and the number of its moves [mazes], -1 where there is none."""
+    right and down that comes nearer to the start."""
     path, here = torch.zeros(2, *floor.shape, dtype=floor.dtype, device=floor.device)
-    length = torch.full(floor.shape[1:], -1, device=floor.device)
     for layer in reversed(list(flood(floor, start))):
         steps, here = moves(here), layer & goal
         for step in steps:
             here = torch.where(here.any(0), here, step & layer)
-        path, length = path | here, length + here.any(0)
-    return path, length
+        path = path | here
+    return path
 
 def pack(cells, side):
     """bool [N, side * side] to a set of cells, int32 [side, N]."""
@@ -154,67 +178,33 @@ def unpack(cells, side):
     """The way back from `pack`."""
     return (cells.T[:, :, None] >> torch.arange(side, device=cells.device) & 1).bool().flatten(1)
 
+def pick_cell(cells, side, draw):
+    """One cell of each set, at random: a set with a single cell, or none where there is none."""
+    noise = torch.rand(cells.shape[1], side * side, generator=draw, device=cells.device) * unpack(cells, side)
+    return pack((noise == noise.amax(1, keepdim=True)) & (noise > 0), side)
+
 def random_mazes(side, minimum, count, seed=0, device="cpu"):
     """`count` mazes with walls at random (density uniform in 0.3..0.5), of which the shortest path from start to goal
     has more than `minimum` moves. One that long is rare, so the start is a cell farthest from a random one, by which
     nearly the longest path of the maze is found, and the goal is any cell far enough from it.
     Returns their tokens [count, cells]. Raises ValueError if none is found among 200,000."""
     draw, found, tried = torch.Generator(device).manual_seed(seed), torch.empty(0, side * side, device=device).byte(), 0
-    def pick(cells):
-        """One cell of each set, at random: a set with a single cell, or none where there is none."""
-        noise = torch.rand(cells.shape[1], side * side, generator=draw, device=device) * unpack(cells, side)
-        return pack((noise == noise.amax(1, keepdim=True)) & (noise > 0), side)
     while len(found) < count:
         if tried > 200_000 and not len(found):
             refuse(f"no {side}x{side} maze has a shortest path over {minimum} moves: lower --min_path")
         density = torch.rand(4096, 1, generator=draw, device=device) * 0.2 + 0.3
         floor = pack(torch.rand(4096, side * side, generator=draw, device=device) > density, side)
-        far, beyond = torch.zeros(2, *floor.shape, dtype=floor.dtype, device=device)
-        for layer in flood(floor, pick(floor)):
+        far = torch.zeros_like(floor)
+        for layer in flood(floor, pick_cell(floor, side, draw)):
             far = torch.where(layer.any(0), layer, far)
-        start = pick(far)
+        start, beyond = pick_cell(far, side, draw), torch.zeros_like(floor)
         for d, layer in enumerate(flood(floor, start)):
             beyond = beyond | layer * (d > minimum)
-        floor, start, goal = (unpack(cells[:, beyond.any(0)], side) for cells in (floor, start, pick(beyond)))
-        found, tried = torch.cat([found, 1 + floor.byte() + start + 2 * goal]).unique(dim=0), tried + 4096
+        keep = beyond.any(0)
+        floor, start, goal = (cells[:, keep] for cells in (floor, start, pick_cell(beyond, side, draw)))
+        question = 1 + unpack(floor, side).byte() + unpack(start, side) + 2 * unpack(goal, side)
+        found, tried = torch.cat([found, question]).unique(dim=0), tried + 4096
     return found[torch.randperm(len(found), generator=draw, device=device)[:count]]
-
-# ---- ARC: turning, recolouring and shifting grids in their frame -----------------------------------------------------
-def extent(grids):
-    """Height and width, each [N, 1, 1], of grids [N, side, side] at the top left."""
-    return (grids > 1).any(2).sum(1)[:, None, None], (grids > 1).any(1).sum(1)[:, None, None]
-
-def place(grids, kinds, tokens, shift):
-    """Put grids [N, side, side] (tokens from 2 at the top left, 0 around them) into frames [N, L]: turned by kinds [N]
-    (bit 4: transposed, then bit 2: upside down, bit 1: left to right), renamed by tokens [N, V], shifted by `shift` [N,
-    2] down and right, with end marks (1) in the row below and the column right of them."""
-    side, (h, w), line = grids.shape[1], extent(grids), torch.arange(grids.shape[1], device=grids.device)
-    swap, upside, mirror = ((kinds[:, None, None] & bit) > 0 for bit in (4, 2, 1))
-    h, w = torch.where(swap, w, h), torch.where(swap, h, w)                # [N, 1, 1]
-    r, c = line[:, None] - shift[:, :1, None], line - shift[:, 1:, None]   # [N, side, 1], [N, 1, side]
-    inside_r, inside_c = (r >= 0) & (r < h), (c >= 0) & (c < w)
-    end = (inside_r & (c == w)) | (inside_c & (r == h))
-    r, c = torch.where(upside, h - 1 - r, r), torch.where(mirror, w - 1 - c, c)
-    source = torch.where(swap, c * side + r, r * side + c).flatten(1).clamp(0, side * side - 1)
-    found = tokens.gather(1, grids.flatten(1).gather(1, source).long())
-    return torch.where((inside_r & inside_c).flatten(1), found, end.flatten(1)).byte()
-
-def crop(frames, side):
-    """The grids [N, side, side] in frames [N, L]: the largest rectangle at the top left without end mark or padding."""
-    grids, line = frames.view(-1, side, side), torch.arange(1, side + 1, device=frames.device)
-    whole = (grids > 1).byte().cummin(1)[0].cummin(2)[0]                   # is all from the corner to here a grid?
-    best = (whole * (line[:, None] * line)).flatten(1).argmax(1)[:, None, None]
-    return torch.where((line[:, None] <= best // side + 1) & (line <= best % side + 1) & (whole[:, :1, :1] > 0), grids, 0)
-
-def grid_of(rows, where):
-    """A grid of a JSON file as an array of tokens, empty if there are no rows. Raises ValueError if it is no grid."""
-    try:
-        grid = np.array(rows)
-    except ValueError:                                                     # ragged
-        grid = np.array(0)
-    if len(rows) and (grid.ndim != 2 or grid.dtype.kind != "i" or max(grid.shape) > 30 or grid.min() < 0 or grid.max() > 9):
-        refuse(f"{where}: a grid must be 1 to 30 rows of equal length, 1 to 30 numbers 0-9")
-    return (grid.reshape(len(rows), -1) + 2).astype(np.uint8)
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
 # Every set of Sudoku and mazes, built here or downloaded, is a folder with train.csv and test.csv in the same format.
@@ -222,7 +212,7 @@ def read_csv(path, task, take=0, seed=0):
     """Read and check a file of puzzles (header source,question,answer,rating) in bounded memory.
     take: this many rows, drawn by `seed`; 0: all, in their order. Returns Puzzles on the CPU.
     Raises ValueError, naming file and line, where a row is no puzzle with its answer, or the file has too few rows."""
-    draw, kept = torch.Generator().manual_seed(seed), []                   # chunks of random keys and Puzzles
+    rng, kept = np.random.default_rng(seed), []
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.reader(file)
@@ -230,17 +220,19 @@ def read_csv(path, task, take=0, seed=0):
                 refuse(f"{path}, line 1: the header must be {','.join(HEADER)}")
             while rows := [(reader.line_num, *row) for row in itertools.islice(reader, 50_000)]:
                 for line, *row in rows:
-                    if len(row) != 4 or {len(row[1]), len(row[2])} != {task.length} or not row[3].isdecimal():
+                    if len(row) != 4 or {len(row[1]), len(row[2])} != {task.length}:
                         refuse(f"{path}, line {line}: must be a source, a question and an answer of {task.side}x"
-                               f"{task.side} characters, and a rating in digits, not {','.join(row)[:200]!r}")
+                               f"{task.side} characters, and a rating, not {','.join(row)[:200]!r}")
+                    if not (row[3].isdecimal() and len(row[3]) < 10):
+                        refuse(f"{path}, line {line}: the rating must be a whole number, not {row[3][:20]!r}")
                 lines, _, questions, answers, ratings = zip(*rows)
                 question, answer = task.tokens(questions), task.tokens(answers)
                 for wrong, what in (((question == 0).any(1), f"the question may hold only {task.letters}"),
                                     (~task.obeys(question, answer), f"the answer must {task.rule}")):
                     if wrong.any():
                         refuse(f"{path}, line {lines[wrong.int().argmax()]}: {what}; correct or remove the row")
-                rating = torch.tensor([int(rating[:9]) for rating in ratings], dtype=torch.int32)
-                kept.append((torch.rand(len(rows), generator=draw), question, answer, rating))
+                kept.append([torch.from_numpy(rng.random(len(rows))), question, answer,
+                             torch.tensor([int(rating) for rating in ratings], dtype=torch.int32)])
                 if take:                                                   # those with the smallest random keys so far
                     merged = [torch.cat(column) for column in zip(*kept)]
                     kept = [[column[merged[0].argsort()[:take].sort()[0]] for column in merged]]
@@ -251,10 +243,10 @@ def read_csv(path, task, take=0, seed=0):
     count = sum(len(part[0]) for part in kept)
     if count < max(take, 1):
         refuse(f"{path} has {count} puzzles, {max(take, 1)} are asked for; lower train_size or test_size")
-    return Puzzles(*(torch.cat(column) for column in list(zip(*kept))[1:]), torch.zeros(count, dtype=torch.int64))
+    return Puzzles(*(torch.cat(column) for column in list(zip(*kept))[1:]))
 
 def read_lines(task, lines, count, bad):
-    """Puzzles [at most count, L] and ids from text, one a line; bad lines are named on stderr and added to `bad`."""
+    """Puzzles [at most count, L] from text, one a line; bad lines are named on stderr and added to `bad`."""
     puzzles = []
     for number, line in enumerate(itertools.chain(lines, [None]), 1):      # None: the end
         try:
@@ -263,7 +255,7 @@ def read_lines(task, lines, count, bad):
             bad.append(number)
             print(f"line {number}: {error}", file=sys.stderr)
         if puzzles and (line is None or len(puzzles) == count):
-            yield [torch.cat(part) for part in zip(*puzzles)]
+            yield torch.cat(puzzles)
             puzzles = []
 
 def replace_file(path, write):
@@ -280,17 +272,15 @@ class Grids:
     are used. folder: where train.csv and test.csv are; None: built-in puzzles. `train` and `test` are read, and built,
     when they are first asked for. Raises ValueError for a size that is not allowed, and what `read_csv` raises."""
     ids = 1
-    def __init__(self, cfg, folder, device, name):
+    def __init__(self, cfg, folder=None, device="cpu"):
         self.cfg, self.device, self.side, self.length = cfg, device, cfg.size, cfg.size ** 2
         self.built_in, self.test_size = folder is None, cfg.test_size or 1000 * (folder is None)
-        self.folder = Path(folder or f"puzzles/{name}-{cfg.train_size}+{self.test_size}-seed{cfg.seed}")
-    train = cached_property(lambda self: self.read("train.csv", self.cfg.train_size))
-    test = cached_property(lambda self: self.read("test.csv", self.test_size))
+        self.folder = Path(folder or f"puzzles/{self.name()}-{cfg.train_size}+{self.test_size}-seed{cfg.seed}")
     def read(self, name, take):
         """One file of the folder as Puzzles on the device; built-in puzzles are made once, where they are missing."""
         if self.built_in and not (self.folder / "train.csv").exists():
             count, began = self.cfg.train_size + self.test_size, time.perf_counter()
-            print(f"building {count} puzzles for {self.folder} ...", end=" ", flush=True)
+            print(f"building {count} puzzles, {self.name()} ...", end=" ", flush=True)
             *grids, rating = (part.cpu() for part in self.generate(count))
             rows = [f"seed {self.cfg.seed},{self.text(question)},{self.text(answer)},{hard}\n"
                     for question, answer, hard in zip(*grids, rating.tolist())]
@@ -298,38 +288,47 @@ class Grids:
             for file, part in ("test.csv", rows[self.cfg.train_size:]), ("train.csv", rows[:self.cfg.train_size]):
                 content = "".join([",".join(HEADER) + "\n", *part])        # train.csv is the last: all is done
                 replace_file(self.folder / file, lambda path: Path(path).write_text(content))
-            print(f"{time.perf_counter() - began:.0f} s", flush=True)
+            print(f"{time.perf_counter() - began:.0f} s, kept in {self.folder}", flush=True)
         puzzles = read_csv(self.folder / name, self, take, self.cfg.seed)
         return Puzzles(*(part.to(self.device) for part in vars(puzzles).values()))
+    @cached_property
+    def train(self):
+        """The training puzzles."""
+        return self.read("train.csv", self.cfg.train_size)
+    @cached_property
+    def test(self):
+        """The unseen puzzles."""
+        return self.read("test.csv", self.test_size)
     def draw(self, B):
-        """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L], ids [B]."""
+        """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L] int64."""
         rows = torch.randint(len(self.train), (B,), device=self.device)
         symmetry = self.symmetries(torch.randint(8, 16, (B,), device=self.device))
-        return *(transform(grids[rows], *symmetry).long() for grids in (self.train.inputs, self.train.labels)), 0 * rows
-    def views(self, inputs, ids, A):
-        """A copies of each puzzle [P * A, L], the first as it is, the others symmetric; their ids; what maps back."""
+        return [transform(grids[rows], *symmetry).long() for grids in (self.train.inputs, self.train.labels)]
+    def views(self, inputs, A):
+        """A copies of each puzzle [P * A, L], the first as it is, the others symmetric; and what maps answers back."""
         symmetry = self.symmetries(torch.arange(A, device=inputs.device).repeat(len(inputs)))
         back = [part.argsort(1) for part in symmetry]
-        return (transform(inputs.repeat_interleave(A, 0), *symmetry), ids.repeat_interleave(A),
-                lambda answers: transform(answers, *back))
+        return transform(inputs.repeat_interleave(A, 0), *symmetry), lambda answers: transform(answers, *back)
     def tokens(self, texts):
         """Grids as strings of L characters to uint8 tokens [N, L]; unknown characters become 0."""
         table = np.zeros(256, np.uint8)
         table[[ord(letter) for letter in self.glyphs[1:] + "0"]] = [*range(1, len(self.glyphs)), self.blank]
-        letters = np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)
-        return torch.from_numpy(table[letters]).view(-1, self.length)
+        return torch.from_numpy(table[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)]).view(
+            -1, self.length)
     def text(self, tokens):
         """One grid of tokens [L] as a string."""
         return "".join(self.glyphs[t] for t in tokens.tolist())
+    def cell(self, index):
+        """A cell in words."""
+        return f"row {index // self.side + 1}, column {index % self.side + 1}"
     def parse(self, text):
-        """A puzzle typed as one line to tokens [1, L] and ids [1]. Raises ValueError, naming what is wrong and where."""
-        cell = lambda i: f"row {i // self.side + 1}, column {i % self.side + 1}"
+        """A puzzle typed as one line to tokens [1, L]. Raises ValueError naming what is wrong and where."""
         if len(text) != self.length:
             refuse(f"the puzzle has {len(text)} characters, a {self.side}x{self.side} grid has {self.length}")
         if bad := [i for i, letter in enumerate(text) if letter not in self.letters]:
-            refuse(f"{cell(bad[0])}: {text[bad[0]]!r} is none of {self.letters}")
-        self.check(text, cell)
-        return self.tokens([text]), torch.tensor([0])
+            refuse(f"{self.cell(bad[0])}: {text[bad[0]]!r} is none of {self.letters}")
+        self.contradiction(text)
+        return self.tokens([text])
 
 def transform(grids, cells, tokens):
     """Move the cells of grids [B, L] and rename their tokens, by the rows of cells [B, L] (the cell that each comes
@@ -340,13 +339,16 @@ def transform(grids, cells, tokens):
 class Sudoku(Grids):
     """Sudoku, 9x9 or 6x6 (boxes of 2 rows and 3 columns), random and minimal; rated by the guesses it takes."""
     blank, groups = 1, {"0 guesses": (0, 0), "1-9": (1, 9), "10+": (10, math.inf)}
-    rule = "keep the clues and have every digit once in each row, column and box"
     def __init__(self, cfg, folder=None, device="cpu"):
         if cfg.size not in (6, 9):
             refuse(f"--size {cfg.size}: Sudoku comes in size 6 and 9")
-        super().__init__(cfg, folder, device, f"sudoku-{cfg.size}x{cfg.size}")
+        super().__init__(cfg, folder, device)
         self.vocab, self.glyphs, self.box = cfg.size + 2, "?.123456789"[:cfg.size + 2], box_shape(cfg.size)
         self.letters = f"{self.glyphs[1:]}0"
+        self.rule = "keep the clues and have every digit once in each row, column and box"
+    def name(self):
+        """What the folder of built-in puzzles is called."""
+        return f"sudoku-{self.side}x{self.side}"
     def generate(self, count):
         """Puzzles, answers (tokens) and ratings, see `random_sudoku`."""
         questions, answers, rating = random_sudoku(self.side, count, self.cfg.seed, self.device)
@@ -358,7 +360,8 @@ class Sudoku(Grids):
         def lines(block):
             """A random order [B, size] of rows or columns that keeps blocks of `block` lines together."""
             blocks = torch.rand(B, size // block, 1, device=device).argsort(1)
-            return (blocks * block + torch.rand(B, size // block, block, device=device).argsort(2)).flatten(1)
+            inner = torch.rand(B, size // block, block, device=device).argsort(2)
+            return (blocks * block + inner).flatten(1)
         cells = lines(h)[:, :, None] * size + lines(w)[:, None, :]         # [B, size, size]
         if h == w:
             cells = torch.where(torch.rand(B, 1, 1, device=device) < 0.5, cells.transpose(1, 2), cells)
@@ -371,19 +374,20 @@ class Sudoku(Grids):
         digits = answers.int()[:, unit_cells(self.side, answers.device)]   # [N, 3 * size, size]
         once = digits.sort(-1).values == torch.arange(2, self.vocab, device=answers.device)
         return once.flatten(1).all(1) & ((inputs == 1) | (inputs == answers)).all(1)
-    def check(self, text, cell):
-        """Raise ValueError where two equal clues are in one row, column or box; cell(i) names a cell."""
+    def contradiction(self, text):
+        """Raise ValueError where two equal clues are in one row, column or box."""
         for unit in unit_cells(self.side).tolist():
             seen = {}
-            for i in (c for c in unit if text[c] not in ".0"):
-                if seen.setdefault(text[i], i) != i:
-                    refuse(f"the puzzle contradicts itself: {cell(seen[text[i]])} and {cell(i)} hold {text[i]}")
-    def describe(self, inputs, ids):
+            for cell in (c for c in unit if text[c] not in ".0"):
+                first = seen.setdefault(text[cell], cell)
+                if first != cell:
+                    refuse(f"the puzzle contradicts itself: {self.cell(first)} and {self.cell(cell)} hold {text[cell]}")
+    def describe(self, inputs):
         """What the solver knows of a puzzle [1, L]: words, and the answer [L] where there is just one, else None."""
         found, guesses, answer = search(to_masks(inputs.cpu() - 1, self.side))
         if found == 1:
-            return f"a puzzle with exactly one solution, {guesses.item()} guesses", (answer[:, 0] + 1).byte()
-        return "a puzzle with no solution" if found == 0 else "a puzzle with several solutions", None
+            return f"exactly one solution, {guesses.item()} guesses", (answer[:, 0] + 1).byte()
+        return "no solution" if found == 0 else "several solutions", None
 
 class Maze(Grids):
     """Mazes of any size up to 30: mark a shortest path from S to G; rated by its moves."""
@@ -392,8 +396,11 @@ class Maze(Grids):
     def __init__(self, cfg, folder=None, device="cpu"):
         if cfg.size > 30:
             refuse(f"--size {cfg.size}: mazes are at most 30x30")
-        super().__init__(cfg, folder, device, f"maze-{cfg.size}x{cfg.size}-over{cfg.min_path}")
+        super().__init__(cfg, folder, device)
         self.box = cfg.size, cfg.size
+    def name(self):
+        """What the folder of built-in mazes is called."""
+        return f"maze-{self.side}x{self.side}-over{self.cfg.min_path}"
     def generate(self, count):
         """Mazes, answers (tokens) and lengths, see `random_mazes`."""
         mazes = random_mazes(self.side, self.cfg.min_path, count, self.cfg.seed, self.device)
@@ -401,170 +408,47 @@ class Maze(Grids):
     def draw(self, B):
         """As for all grids; but where the answers come from `mark`, those of turned mazes do, too: turned answers would
         follow another rule each, and which of eight holds cannot be told from a maze."""
-        inputs, labels, ids = super().draw(B)
-        return inputs, self.mark(inputs)[0] if self.built_in else labels, ids
+        inputs, labels = super().draw(B)
+        return inputs, self.mark(inputs)[0] if self.built_in else labels
     def mark(self, mazes):
         """Mazes [N, L] with the cells of a `shortest_path` marked, and the number of its moves [N], -1 if none."""
-        path, length = shortest_path(*(pack(cells, self.side) for cells in (mazes > 1, mazes == 3, mazes == 4)))
-        return torch.where(unpack(path, self.side) & (mazes == 2), 5, mazes), length
+        floor, start, goal, _ = self.sets(mazes)
+        path = unpack(shortest_path(floor, start, goal), self.side) & (mazes == 2)
+        return torch.where(path, 5, mazes), distance(floor, start, goal)
     def symmetries(self, kinds):
         """For kinds [B] the symmetry of the square of that number (mod 8; 0: none), as `transform` takes it."""
         grid = torch.arange(self.length, device=kinds.device).view(self.side, -1)
         turns = torch.stack([g.rot90(i).flatten() for g in (grid, grid.T) for i in range(4)])
         return turns[kinds % 8], torch.arange(6, device=kinds.device).expand(len(kinds), 6)
+    def sets(self, grids):
+        """Of grids [N, L] the cells one can walk on, S, G and 'o', as sets."""
+        return (pack(cells, self.side) for cells in (grids > 1, grids == 3, grids == 4, grids == 5))
     def obeys(self, inputs, answers):
         """Do answers [N, L] mark on inputs [N, L] a shortest path, any of them, and change nothing else? bool [N]."""
-        kept = ((inputs == answers) & (inputs != 5) | (inputs == 2) & (answers == 5)).all(1)
-        ends = ((inputs == 3).sum(1) == 1) & ((inputs == 4).sum(1) == 1)
-        shortest, along = (self.mark(grids)[1] for grids in (inputs, torch.where(answers == 2, 1, answers)))
-        return kept & ends & ((answers == 5).sum(1) + 1 == shortest) & (along == shortest)
-    def check(self, text, cell):
+        floor, start, goal, _ = self.sets(inputs)
+        *_, marked = self.sets(answers)
+        kept = ((inputs == answers) | ((inputs == 2) & (answers == 5))).all(1) & (inputs != 5).all(1)
+        ends, moves = (inputs == 3).sum(1) + 9 * (inputs == 4).sum(1), (answers == 5).sum(1) + 1
+        shortest = distance(floor, start, goal)
+        return kept & (ends == 10) & (moves == shortest) & (shortest == distance(marked | start | goal, start, goal))
+    def contradiction(self, text):
         """Raise ValueError unless there are one S and one G."""
         if (text.count("S"), text.count("G")) != (1, 1):
             refuse(f"the maze has {text.count('S')} S and {text.count('G')} G, not one of each")
-    def describe(self, inputs, ids):
+    def describe(self, inputs):
         """What is known of a maze [1, L]: words, and the answer [L] or None."""
-        answer, length = self.mark(inputs)
-        return ("a maze with no path", None) if length < 0 else (f"a maze of {length.item()} moves", answer[0])
+        answer, moves = self.mark(inputs)
+        return ("no path", None) if moves < 0 else (f"a shortest path of {moves.item()} moves", answer[0])
 
-class ARC:
-    """ARC-AGI: each task has a rule of its own, shown by a few pairs of grids. All pairs of the tasks of cfg.sets are
-    trained on, but for the test pairs of the last set: they are the unseen puzzles. A task in one of its augmentations
-    (a symmetry and a permutation of colours 1..9; at most cfg.variants of them, and itself) is a puzzle identity.
-    folder (puzzles/arc): has arc-agi_SET_challenges.json and _solutions.json, or SET/*.json, a file for each task.
-    cfg.size below 30 leaves out tasks with larger grids, cfg.train_size is the most tasks of a set. Raises ValueError,
-    naming the file, for what is no such file."""
-    vocab, blank, glyphs, groups, rule = 12, 0, " |0123456789", {}, None
-    def __init__(self, cfg, folder=None, device="cpu"):
-        self.cfg, self.device, self.side, self.length = cfg, device, cfg.size, cfg.size ** 2
-        self.folder, self.box, sets = Path(folder or "puzzles/arc"), (cfg.size, cfg.size), cfg.sets.split(",")
-        if {"training2", "evaluation2"} & set(sets) and {"training", "evaluation"} & set(sets):
-            refuse("--sets: ARC-AGI-1 and 2 are not for training together: 2's training set holds 1's evaluation tasks")
-        self.names, pairs = [], ([], [])                                   # (task, input, output): known, unseen
-        for name in sets:
-            for key, task in itertools.islice(self.read(name, name == sets[-1]), cfg.train_size):
-                pairs[0].extend((len(self.names), *pair) for pair in task["train"])
-                pairs[name == sets[-1]].extend((len(self.names), *pair) for pair in task["test"])
-                self.names.append(key)
-        if not pairs[0]:
-            refuse(f"{self.folder} has no tasks for --sets {cfg.sets} with all grids within {cfg.size}x{cfg.size}")
-        self.augment(pairs[0] + pairs[1])
-        self.train, self.test = (self.puzzles(*zip(*part)) for part in pairs)
-        self.count = torch.bincount(self.train.rating)                     # training pairs of each task
-    def read(self, name, last):
-        """The tasks of a set, checked: yields in order their names and {"train" and "test": [(input, output)]}, arrays
-        of tokens; empty where a solution is not told, which may be so in the `last` set."""
-        whole = self.folder / f"arc-agi_{name}_challenges.json"
-        for path in [whole] if whole.exists() else sorted((self.folder / name).glob("*.json")) or [whole]:
-            try:
-                tasks = json.loads(path.read_text("utf-8-sig")) if path == whole else {path.stem: json.loads(
-                    path.read_text("utf-8-sig"))}
-                told = path.with_name(f"arc-agi_{name}_solutions.json") if path == whole else path
-                solutions = json.loads(told.read_text("utf-8-sig")) if path == whole and told.exists() else {}
-                for key, task in sorted(tasks.items()):
-                    for pair, output in zip(task["test"], solutions.get(key, [])):
-                        pair["output"] = output
-                    task = {kind: [[grid_of(pair.get(side, []), f"{path}, task {key}") for side in ("input", "output")]
-                                   for pair in task[kind]] for kind in ("train", "test")}
-                    grids = [grid for kind in task.values() for pair in kind for grid in pair]
-                    needed = grids if not last else [grid for pair in task["train"] for grid in pair]
-                    if not task["train"] or not task["test"] or not all(grid.size for grid in needed):
-                        refuse(f"{path}, task {key}: needs train and test pairs of input and output (solutions: {told})")
-                    if max(max(grid.shape) for grid in grids) <= self.side:
-                        yield key, task
-            except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                refuse(f"{path} is not a file of ARC tasks: {type(error).__name__} {error}")
-            except OSError as error:
-                refuse(f"{path}: {error.strerror}; `make arc` downloads the tasks, --data names another folder")
-    def augment(self, pairs):
-        """The table of identities: `kinds` [ids] and `colours` [ids, V] for `place`; `first` [tasks] identity of each
-        task, itself, and `variants` [tasks], their number. Of 5000 drawn ones a task takes the first that differ."""
-        draw, used = np.random.default_rng(self.cfg.seed), [set() for _ in self.names]
-        for task, *grids in pairs:
-            used[task].update(token for grid in grids for token in np.unique(grid).tolist())
-        kinds, colours = draw.integers(0, 8, 5000), np.tile(np.arange(12), (5000, 1))
-        colours[1:, 3:], kinds[0] = draw.permuted(colours[1:, 3:], axis=1), 0   # 0 stays black
-        keys = (colours[:, sorted(tokens)] @ 12 ** np.arange(len(tokens)) * 8 + kinds for tokens in used)
-        rows = [np.sort(np.unique(key, return_index=True)[1])[:1 + self.cfg.variants] for key in keys]
-        self.kinds, self.colours = (torch.from_numpy(table[np.concatenate(rows)]).to(self.device)
-                                    for table in (kinds, colours.astype(np.uint8)))
-        self.variants = torch.tensor([len(row) for row in rows], device=self.device)
-        self.first, self.ids = self.variants.cumsum(0) - self.variants, len(self.kinds)
-    def puzzles(self, tasks, inputs, outputs):
-        """Puzzles of pairs as they are, framed at the top left; `rating` is the number of the task."""
-        grids = np.zeros((2, len(tasks), self.side, self.side), np.uint8)
-        for frame, grid in zip(grids.reshape(-1, self.side, self.side), [*inputs, *outputs]):
-            frame[:len(grid), :grid.shape[-1]] = grid
-        tasks = torch.tensor(tasks, device=self.device)
-        grids, ids = torch.from_numpy(grids).to(self.device), self.first[tasks]
-        return Puzzles(*(self.turn(part, ids, torch.zeros(len(ids), 2, device=self.device)) for part in grids), tasks, ids)
-    def turn(self, grids, ids, shift):
-        """Grids [N, side, side] as frames [N, L] of the identities ids [N], shifted [N, 2]."""
-        return place(grids, self.kinds[ids], self.colours[ids], shift.long())
-    def draw(self, B):
-        """A batch packed from tasks in random order: of each, in one identity, all pairs, one of them at the top left,
-        the others shifted at random. Returns inputs, labels [B, L] and ids [B], int64."""
-        tasks, slot = torch.rand(len(self.names), device=self.device).argsort().repeat(B)[:B], torch.arange(B, device=self.device)
-        ends = self.count[tasks].cumsum(0)
-        identity, unmoved = ((torch.rand(B, device=self.device) * size[tasks]).long() for size in (self.variants, self.count))
-        which = torch.searchsorted(ends, slot, right=True)                 # [B], of the drawn tasks
-        ids, within = (self.first[tasks] + identity)[which], slot - (ends - self.count[tasks])[which]
-        rows = (self.count.cumsum(0) - self.count)[tasks[which]] + within
-        grids = [crop(frames[rows], self.side) for frames in (self.train.inputs, self.train.labels)]
-        room = self.side - torch.maximum(*(torch.cat(extent(part), 1)[..., 0] for part in grids))   # [B, 2]
-        room = torch.where(self.kinds[ids, None] > 3, room.flip(1), room) * (within != unmoved[which])[:, None]
-        shift = torch.rand(B, 2, device=self.device) * (room + 1)
-        return *(self.turn(part, ids, shift).long() for part in grids), ids
-    def views(self, inputs, ids, A):
-        """Each puzzle in the first A identities of its task, once more from the first where there are fewer: inputs
-        [P * A, L], ids [P * A], and what maps answers back to grids as in the puzzle itself."""
-        tasks = torch.searchsorted(self.first, ids, right=True) - 1
-        ids = (ids[:, None] + torch.arange(A, device=ids.device) % self.variants[tasks, None]).flatten()
-        kinds, colours, zero = self.kinds[ids], self.colours[ids].argsort(1).byte(), torch.zeros(len(ids), 2).to(ids)
-        back = torch.where(kinds > 3, 4 + (kinds & 1) * 2 + (kinds >> 1 & 1), kinds)
-        return (self.turn(crop(inputs.repeat_interleave(A, 0), self.side), ids, zero), ids,
-                lambda answers: place(crop(answers, self.side), back, colours, zero))
-    def parse(self, text):
-        """The unseen puzzle of a task, or the k-th of several: NAME or NAME:k, as tokens [1, L] and ids [1]."""
-        name, _, k = text.partition(":")
-        task = self.names.index(name) if name in self.names else refuse(f"no task {name}", name, self.names)
-        rows = (self.test.rating == task).nonzero()[:, 0].tolist()
-        if not (k or "1").isdecimal() or not 0 < int(k or 1) <= len(rows):
-            refuse(f"task {name} has {len(rows)} unseen puzzles; there is none {k}")
-        return self.test.inputs[rows[int(k or 1) - 1]][None].cpu(), self.test.ids[rows[:1]].cpu()
-    def describe(self, inputs, ids):
-        """The demonstration pairs of a puzzle [1, L], drawn, and its answer [L] or None."""
-        same = (self.test.inputs == inputs.to(self.device)).all(1) & (self.test.ids == ids.to(self.device))
-        puzzle, known = self.test[same.nonzero()[:1, 0]], self.train[self.train.ids == ids.to(self.device)]
-        pairs = [f"{show(self, x.cpu(), x.cpu())}\nbecomes\n{show(self, y.cpu(), y.cpu())}\n"
-                 for x, y in zip(known.inputs, known.labels)]
-        label = puzzle.labels[0].cpu()
-        return "\n".join([f"task {self.names[puzzle.rating]}:", *pairs, "what becomes of"]), label if label.any() else None
-    def report(self, attempts, rank):
-        """Print pass@K, the share of test inputs with the truth among the first K answers (a mean over each task's, then
-        over tasks), and write the competition's submission.json with attempts [N, 2, L]."""
-        task, submission = self.test.rating.cpu(), {}
-        weight = 1 / task.bincount()[task] / len(task.unique())
-        if self.test.labels.any():
-            passed = (f"pass@{K} {100 * weight[rank < K].sum():.1f} %" for K in (1, 2, 5, 10, 100, 1000))
-            copied = weight[(self.test.inputs == self.test.labels).all(1).cpu()].sum()
-            print(f"{len(task.unique())} tasks: {', '.join(passed)}; copying the input {100 * copied:.1f} %")
-        for number, pair in zip(task.tolist(), crop(attempts.flatten(0, 1), self.side).unflatten(0, (-1, 2)).tolist()):
-            grids = [[[t - 2 for t in row if t] for row in grid if row[0]] or [[0]] for grid in pair]
-            submission.setdefault(self.names[number], []).append(dict(zip(("attempt_1", "attempt_2"), grids)))
-        replace_file("submission.json", lambda path: Path(path).write_text(json.dumps(submission)))
-        print("wrote submission.json")
-
-TASKS = {"sudoku": Sudoku, "maze": Maze, "arc": ARC}
+TASKS = {"sudoku": Sudoku, "maze": Maze}
 
 # ---- Drawing --------------------------------------------------------------------------------------------------------
 ANSI = {"given": "1", "right": "34", "wrong": "7;33", "plain": ""}   # bold, blue, yellow reversed
 FILL = {"given": "#cccccc", "right": "#8fd3f4", "wrong": "#f0a030", "plain": "#ffffff"}   # for the colour-blind too
-SQUARES = {str(c): f"48;5;{code};38;5;{code}" for c, code in enumerate((0, 27, 9, 34, 11, 245, 201, 208, 45, 88))}   # ARC
 
 def cells(task, inputs, answer, label=None, last=None):
-    """Of each cell of one grid (tokens [L]): row, column, letter, is it given, right, wrong or (a blank that stays one,
-    or no label tells) plain, and has it changed since `last`."""
+    """Of each cell of one grid (tokens [L]): row, column, letter, is it given, right, wrong or (where no label tells)
+    plain, and has it changed since `last`."""
     for i, (x, a) in enumerate(zip(inputs.tolist(), answer.tolist())):
         kind = "given" if x != task.blank else "plain" if label is None or a == label[i] == x else "right"
         kind = "wrong" if label is not None and a != label[i] else kind
@@ -578,10 +462,9 @@ def show(task, inputs, answer, label=None):
             lines.append("+".join(["-" * (2 * w + 1)] * (task.side // w)))
         if c == 0:
             lines.append(" ")
-        style = ANSI[kind] if task.rule else SQUARES.get(text)
-        styled = f"\033[{style}m{text}{' ' * (not task.rule)}\033[0m{' ' * bool(task.rule)}" if colour and style else text + " "
-        lines[-1] += ("| " if c and c % w == 0 else "") + styled
-    return "\n".join(line for line in lines if task.blank or line.strip())   # nothing below a grid in a frame
+        styled = f"\033[{ANSI[kind]}m{text}\033[0m" if colour and ANSI[kind] else text
+        lines[-1] += ("| " if c and c % w == 0 else "") + styled + " "
+    return "\n".join(lines)
 
 def film(task, inputs, label, panels, across=8):
     """An SVG of (answer [L], caption) panels, `across` in a line: the supervision steps of one puzzle. Given cells are
@@ -601,16 +484,17 @@ def film(task, inputs, label, panels, across=8):
             f'font-size="14" text-anchor="middle"><rect width="100%" height="100%" fill="white"/>\n'
             + "\n".join(out) + "\n</svg>\n")
 
-def watch(task, inputs, ids, steps, all_steps=False, svg=None):
-    """Print how a puzzle [1, L] is solved. steps yields after each supervision step the two best answers [2, L], the
-    halting probability, and what z decodes to [L], or None; without all_steps, an answer that is sure and unchanged is
-    the last. Unchanged grids are not printed again. svg: a file for `film`."""
-    (known, label), last, panels = task.describe(inputs, ids), inputs[0], []
-    print(f"\n{known}:\n{show(task, last, last)}")
-    for k, ((answer, second), probability, latent) in enumerate(steps, 1):
+def watch(task, inputs, steps, all_steps=False, svg=None):
+    """Print how a puzzle [1, L] is solved. steps yields after each supervision step the answer [L], its halting
+    probability, and what z decodes to [L], or None; without all_steps, an answer that is sure and unchanged is the
+    last. Unchanged grids are not printed again. svg: a file for `film`."""
+    (known, label), last, panels = task.describe(inputs), inputs[0], []
+    print(f"\na puzzle with {known}:\n{show(task, last, last)}")
+    for k, (answer, probability, latent) in enumerate(steps, 1):
         right = "" if label is None else f", {(answer == label).sum()} of {task.length} cells right"
         print(f"\nstep {k}: halting probability {probability:.3f}{right}")
-        if changed := (answer != last).any():
+        changed = (answer != last).any()
+        if changed:
             print(show(task, inputs[0], answer, label))
         if latent is not None:
             print(f"z decodes to\n{show(task, inputs[0], latent, label)}")
@@ -618,11 +502,7 @@ def watch(task, inputs, ids, steps, all_steps=False, svg=None):
         last = answer
         if probability > 0.5 and not changed and not all_steps:
             break
-    if task.rule:
-        print(f"\n{'solved: the rules hold' if task.obeys(inputs, last[None]) else 'not solved: the rules do not hold'}")
-    else:
-        for name, grid in ("attempt 1", last), ("attempt 2", second), ("the truth", label):
-            print(f"\n{name}\n{'is not told' if grid is None else show(task, grid, grid)}")
+    print("\nsolved: the rules hold" if task.obeys(inputs, last[None]) else "\nnot solved: the rules do not hold")
     if svg:
         Path(svg).write_text(film(task, inputs[0], label, panels))
 

@@ -29,9 +29,7 @@ class Config:
     task: str = doc("sudoku", "puzzle family", *data.TASKS)
     size: int = doc(9, "side of the grid")
     min_path: int = doc(110, "mazes: the shortest path from start to goal has more moves than this", 0, 900)
-    sets: str = doc("training,concept,evaluation", "ARC: task sets, of whose last the test pairs are unseen", "")
-    variants: int = doc(1000, "ARC: most augmentations of a task, each an identity of its own (section 5)", 0, 5000)
-    train_size: int = doc(1000, "training puzzles, drawn by the seed from a --data folder; ARC: most tasks of a set")
+    train_size: int = doc(1000, "training puzzles; of a --data folder as many are drawn by the seed (section 5)")
     test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, math.inf)
     seed: int = doc(0, "seed of the built-in puzzles, of the weights and of training", 0, 2 ** 31)
     D: int = doc(512, "hidden size (section 5)")
@@ -62,8 +60,6 @@ class Config:
     lr_final: float = doc(1.0, "share of it left at the end, reached linearly; 1: constant, the paper's", 0, math.inf)
     warmup: int = doc(2000, "steps of linear warm-up (section 5)")
     weight_decay: float = doc(1.0, "decoupled weight decay (section 5)", 0, math.inf)
-    puzzle_lr: float = doc(1e-2, "learning rate of the puzzle embeddings (section 5)", 0, math.inf)
-    puzzle_decay: float = doc(0.1, "their weight decay", 0, math.inf)
     beta1: float = doc(0.9, "AdamW's decay of the mean gradient (section 5)", 0, 1)
     beta2: float = doc(0.95, "AdamW's decay of the mean squared gradient (section 5)", 0, 1)
     ema: float = doc(0.999, "decay of the averaged weights, which are the ones evaluated (section 4.7)", 0, 1)
@@ -72,12 +68,12 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, allowed = getattr(self, f.name), f.metadata["allowed"]
-            if f.type is str and value not in allowed and allowed != ("",):
+            if f.type is str and value not in allowed:
                 data.refuse(f"--{f.name} {value}: must be one of {', '.join(allowed)}")
             if f.type in (int, float) and not allowed[0] <= value < allowed[1]:
                 data.refuse(f"--{f.name} {value}: must be at least {allowed[0]} and below {allowed[1]}")
         if self.mixing == "attention" and self.D % (2 * self.heads):
-            data.refuse(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
+            raise ValueError(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
     @property
     def widths(self):
         """How many copies of a puzzle are evaluated, and the smaller numbers for which that gives the accuracy too."""
@@ -94,11 +90,6 @@ PRESETS = {
     "sudoku-hrm": HRM,                                                     # Table 1's first row
     "sudoku-direct": replace(HRM, n=1, T=1, N_sup=1, N_eval=1, one_step=False, q_learning=False),   # Table 4's first
     "sudoku-small": replace(SMALL, N_sup=16, N_start=0.125, N_eval=32, lr=3e-3, lr_final=0.1, ema=0.997, steps=7000),
-    "arc1": Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1, augment=1001, pick="vote"),
-    "arc2": Config(task="arc", sets="training2,concept,evaluation2", size=30, prefix=16, mixing="attention", n=4,
-                   weight_decay=0.1, augment=1001, pick="vote"),
-    "arc-small": replace(SMALL, task="arc", sets="training", size=6, prefix=1, N_sup=16, N_start=0.125, lr=3e-3, augment=64,
-                         pick="vote", steps=4000),
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-mlp": Config(task="maze", size=30, n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_sup=16, N_start=0.125, lr=3e-3, steps=5000),
@@ -171,7 +162,7 @@ class TRM(nn.Module):
         super().__init__()
         self.cfg, self.length, self.dtype = cfg, length, dtype             # the arithmetic's dtype; weights are float32
         self.tokens = trunc_normal(vocab, cfg.D)
-        self.register_buffer("puzzles", torch.zeros(ids, cfg.D) if cfg.prefix else None)   # see update_puzzles
+        self.puzzles = nn.Parameter(torch.zeros(ids, cfg.D)) if cfg.prefix else None
         self.nets = nn.ModuleList([nn.Sequential(*[Block(cfg.prefix + length, cfg) for _ in range(cfg.n_layers)])
                                    for _ in range(cfg.networks)])
         self.register_buffer("y_init", trunc_normal(cfg.D, std=1.0).data)  # fixed, the same at every position
@@ -179,12 +170,12 @@ class TRM(nn.Module):
         self.output_weight = trunc_normal(vocab, cfg.D)
         self.q_weight = nn.Parameter(torch.zeros(2, cfg.D))                # halt; the second row is HRM's "continue"
         self.q_bias = nn.Parameter(torch.full((2,), -5.0))
-    def embed(self, inputs, vectors=None):
-        """Tokens [B, L] and, where there is a prefix, puzzle vectors [B, D] (None: those of identity 0) to x [S, B, D]."""
+    def embed(self, inputs, ids=None):
+        """Tokens [B, L] (and identities [B] where there is a prefix) to x [S, B, D]."""
         x = F.embedding(inputs.T.long(), self.tokens)                      # [L, B, D]
         if self.puzzles is not None:
-            vectors = self.puzzles[:1].expand(len(inputs), -1) if vectors is None else vectors
-            x = torch.cat([F.pad(vectors[None], (0, 0, 0, 0, 0, self.cfg.prefix - 1)), x])   # padded with zeros
+            vectors = self.puzzles[torch.zeros_like(inputs[:, 0]).long() if ids is None else ids][None]   # [1, B, D]
+            x = torch.cat([F.pad(vectors, (0, 0, 0, 0, 0, self.cfg.prefix - 1)), x])   # the prefix is padded with zeros
         return (self.cfg.D ** 0.5 * x).to(self.dtype)
     def output_head(self, y):
         """Logits of every cell, [B, L, V] float32, from y [S, B, D]."""
@@ -259,10 +250,10 @@ def losses(logits, q, labels):
 def refill(slots, model, task):
     """Give every halted slot a fresh augmented training puzzle, y_init, z_init, count 0. slots: a dict of tensors, None
     at the first step. A puzzle is drawn for every slot: the host need not wait for the number of halted ones."""
-    inputs, labels, ids = task.draw(model.cfg.batch)                       # [B, L], [B, L], [B]
+    inputs, labels = task.draw(model.cfg.batch)                            # [B, L]
     y, z = model.initial(len(inputs))                                      # [S, B, D]
     count = torch.zeros_like(inputs[:, 0])                                 # [B]
-    fresh = {"inputs": inputs, "labels": labels, "ids": ids, "y": y, "z": z, "count": count, "halted": count.bool()}
+    fresh = {"inputs": inputs, "labels": labels, "y": y, "z": z, "count": count, "halted": count.bool()}
     if slots is None:
         return fresh
     new = slots["halted"]
@@ -275,18 +266,11 @@ def halt(count, q, N_sup, explore):
     explores = torch.rand(count.shape, device=count.device) < explore
     return (count >= N_sup) | ((q > 0) & (~explores | (count >= minimum)))
 
-def update_puzzles(puzzles, ids, grads, lr, decay):
-    """Sign-SGD with decoupled weight decay, on the embeddings of `ids` [B] only, of all `puzzles` [identities, D]; the
-    gradients [B, D] of an identity are added up, so that equal rows are written the same (section 5)."""
-    total = (ids[:, None] == ids).to(grads.dtype) @ grads                  # [B, D]
-    puzzles[ids] = (1 - lr * decay) * puzzles[ids] - lr * total.sign()
-
 def train_step(model, ema, optimizer, slots, task, step):
     """One optimizer step, which is one supervision step of every slot.
     Returns the slots and the batch means of loss, answer loss, halting loss, right and halted: [5] float64."""
     cfg, slots = model.cfg, refill(slots, model, task)
-    vectors = model.puzzles[slots["ids"]].requires_grad_() if cfg.prefix else None   # [B, D]
-    x = model.embed(slots["inputs"], vectors)
+    x = model.embed(slots["inputs"])
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"], cfg.n, cfg.T)
     answer, right, halting = losses(logits, q, slots["labels"])
     count, N_sup = slots["count"] + 1, max(1, round(cfg.N_sup * cfg.N_start ** (1 - step / cfg.steps)))
@@ -299,8 +283,6 @@ def train_step(model, ema, optimizer, slots, task, step):
     rise, fall = min(1, (step + 1) / cfg.warmup), 1 - (1 - cfg.lr_final) * step / cfg.steps
     optimizer.param_groups[0]["lr"] = cfg.lr * rise * fall
     optimizer.step()
-    if cfg.prefix:
-        update_puzzles(model.puzzles, slots["ids"], vectors.grad, cfg.puzzle_lr * rise * fall, cfg.puzzle_decay)
     ema.update_parameters(model)
     halted = halt(count, q[:, 0] - cfg.q_learning * q[:, 1], N_sup, cfg.explore)   # HRM: is halting worth more?
     slots = {**slots, "y": y, "z": z, "count": count, "halted": halted}
@@ -308,18 +290,14 @@ def train_step(model, ema, optimizer, slots, task, step):
 
 # ---- Evaluation: more thinking, no more training --------------------------------------------------------------------
 @torch.no_grad()
-def think(model, inputs, steps, task=None, ids=None):
-    """Supervision steps without the supervision, on C = cfg.widths[-1] copies of each puzzle of inputs [P, L]; ids [P]
-    where they have a puzzle embedding. Yields after each step, and overwrites at the next, answers [P, C, L], their
-    halting logits [P, C] and z. A copy leaves the
+def think(model, inputs, steps, task=None):
+    """Supervision steps without the supervision, on C = cfg.widths[-1] copies of each puzzle of inputs [P, L]. Yields
+    after each step, and overwrites at the next, answers [P, C, L], their halting logits [P, C] and z. A copy leaves the
     batch once it is sure, its logit > 0 and its answer that of the step before (without this, one in ten would leave
     too early); where the highest logit wins, the others leave with it that are counted with it in a width."""
     cfg, (P, L), C = model.cfg, inputs.shape, model.cfg.widths[-1]
-    ids = torch.zeros(P, dtype=torch.long, device=inputs.device) if ids is None else ids
-    inputs, ids, undo = (task.views(inputs, ids, C) if cfg.augment > 1 else
-                         (inputs.repeat_interleave(C, 0), ids.repeat_interleave(C), lambda grids: grids))
-    x = model.embed(inputs, model.puzzles[ids] if cfg.prefix else None)
-    (y, z), rows = model.initial(P * C), torch.arange(P * C, device=inputs.device)
+    inputs, undo = task.views(inputs, C) if cfg.augment > 1 else (inputs.repeat_interleave(C, 0), lambda grids: grids)
+    x, (y, z), rows = model.embed(inputs), model.initial(P * C), torch.arange(P * C, device=inputs.device)
     answers, q = inputs.clone(), torch.full((P, C), -math.inf, device=inputs.device)
     sure = torch.zeros_like(q).bool()
     reach = [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]
@@ -335,49 +313,37 @@ def think(model, inputs, steps, task=None, ids=None):
             stay = ~(sure.cummax(1).values[:, reach] if cfg.pick == "q" else sure).flatten()[rows]
             rows, x, y, z = rows[stay], x[:, stay], y[:, stay], z[..., stay, :]
 
-def choose(answers, q, pick, labels=None):
-    """Of C answers [P, C, L] with halting logits q [P, C] those of each puzzle to give. "q": that with the highest logit;
-    "vote": the most common one, ties going to the higher mean halting probability. Returns the best two that differ
-    (the best twice where none does) [P, 2, L], the best one's logit [P], and for labels [P, L] how many distinct answers
-    come before the right one [P]: the rank, infinite where no copy has it."""
-    score, votes, rows = q, torch.ones_like(q), torch.arange(len(q), device=q.device)
+def choose(answers, q, pick):
+    """Of C answers [P, C, L] with halting logits q [P, C] one for each puzzle, and its logit: [P, L], [P]. "q": the one
+    with the highest logit; "vote": the most common one, ties going to the higher mean halting probability."""
     if pick == "vote":
         which = answers.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view_as(q)
         same = which[:, :, None] == which[:, None]                         # [P, C, C]
         votes = same.sum(2)
         score = votes + 0.99 * (same * q.sigmoid()[:, None]).sum(2) / votes
-    best = score.argmax(1)
-    first = answers[rows, best]
-    second = answers[rows, score.masked_fill((answers == first[:, None]).all(2), -math.inf).argmax(1)]
-    right = ((answers == labels[:, None]) | (labels == 0)[:, None]).all(2) if labels is not None else q > math.inf
-    score_of_right = score.masked_fill(~right, -math.inf).amax(1)
-    rank = torch.where(right.any(1), ((score > score_of_right[:, None]) / votes).sum(1).round(), math.inf)
-    return torch.stack([first, second], 1), q[rows, best], rank
+    best, rows = (score if pick == "vote" else q).argmax(1), torch.arange(len(q), device=q.device)
+    return answers[rows, best], q[rows, best]
 
 def evaluate(model, task, puzzles, steps):
-    """[5, widths, steps, N] on the CPU, for each number of copies, after each step, of each puzzle: the share of its
-    cells right, exact (all of them, 0 or 1), solved (the rules hold, 0 or 1), the halting logit and the rank of the right
-    answer (`choose`); and the two best answers at the end [N, 2, L]."""
-    cfg, batches, attempts = model.cfg, [], []
+    """[4, widths, steps, N] on the CPU, for each number of copies, after each step, of each puzzle: the share of its
+    cells right, exact (all of them, 0 or 1), solved (the rules hold, 0 or 1) and the halting logit."""
+    cfg, batches = model.cfg, []
     with torch.random.fork_rng():                                          # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
         for rows in torch.arange(len(puzzles)).split(4 * cfg.batch // cfg.widths[-1] + 1):   # no gradient: 4 times fits
             part, found = puzzles[rows], []
-            for answers, q, _ in think(model, part.inputs, steps, task, part.ids):
-                for w in cfg.widths:
-                    best, sure, rank = choose(answers[:, :w], q[:, :w], cfg.pick, part.labels)
-                    right = ((best[:, 0] == part.labels) & (part.labels != 0)).sum(1) / (part.labels != 0).sum(1)
-                    solved = task.obeys(part.inputs, best[:, 0]) if task.rule else right == 1
-                    found.append(torch.stack([right, right == 1, solved, sure, rank]))
-            attempts.append(best.cpu())
+            for answers, q, _ in think(model, part.inputs, steps, task):
+                for answer, sure in (choose(answers[:, :w], q[:, :w], cfg.pick) for w in cfg.widths):
+                    right = ((answer == part.labels) & (answer != 0)).sum(1) / (part.labels != 0).sum(1)
+                    found.append(torch.stack([right, right == 1, task.obeys(part.inputs, answer), sure]))
             batches.append(torch.stack(found, 1).unflatten(1, (steps, -1)).transpose(1, 2))
-    return torch.cat(batches, 3).cpu(), torch.cat(attempts)
+    return torch.cat(batches, 3).cpu()
 
 def print_evaluation(model, task, path=None):
     """A table, in the CSV file `path` too: accuracy on unseen puzzles, of the halting head, by rating, by copies."""
     began, cfg, N, rating = time.perf_counter(), model.cfg, len(task.test), task.test.rating.cpu()
-    found, attempts = evaluate(model, task, task.test, cfg.N_eval)
-    rate, (cells, exact, solved, q, rank) = N / (time.perf_counter() - began), found[:, -1]
+    found = evaluate(model, task, task.test, cfg.N_eval)
+    rate, (cells, exact, solved, q) = N / (time.perf_counter() - began), found[:, -1]
     columns = {"cells": cells, "exact": exact, "solved": solved, "halting head": ((q > 0) == (exact > 0)).float(),
                "sure but wrong": ((q > 0) & (solved == 0)).float()}
     groups = {name: (low <= rating) & (rating <= high) for name, (low, high) in task.groups.items()}
@@ -387,29 +353,25 @@ def print_evaluation(model, task, path=None):
     table = [["step", *columns], *([k, *(f"{100 * v[k - 1].mean():.1f}" for v in columns.values())] for k in shown)]
     print(f"\n{N} unseen puzzles, {rate:.0f} per second; %, after each supervision step:")
     data.print_table(table, path)
-    if task.rule is None:
-        task.report(attempts, rank[-1])
 
 def print_solution(model, task, text=None, latent=False, svg=None):
     """Solve a puzzle, `text` or an unseen one, until the halting head is sure, and show how (data.watch)."""
-    some = task.test[[time.time_ns() % len(task.test)]] if text is None else None
-    inputs, ids = task.parse(text) if text is not None else (some.inputs.cpu(), some.ids)
+    inputs = task.parse(text) if text else task.test.inputs[[time.time_ns() % len(task.test)]].cpu()
     def steps():
-        """What `watch` shows of each supervision step."""
-        for answers, q, z in think(model, inputs.to(DEVICE), model.cfg.N_eval, task, ids.to(DEVICE)):
-            answer, sure, _ = choose(answers, q, model.cfg.pick)
+        for answers, q, z in think(model, inputs.to(DEVICE), model.cfg.N_eval, task):
+            answer, sure = choose(answers, q, model.cfg.pick)
             z = model.output_head(z if z.dim() == 3 else z[-1])[0].argmax(-1).cpu() if latent and z.numel() else None
             yield answer[0].cpu(), sure.sigmoid().item(), z
-    data.watch(task, inputs, ids, steps(), model.cfg.all_steps, svg)
+    data.watch(task, inputs, steps(), model.cfg.all_steps, svg)
 
 def solve_lines(model, task, lines):
     """Solve a puzzle a line, print a line of CSV each. Returns the exit status, 1 if there were bad lines."""
     bad = []
     print("puzzle,answer,probability,solved")
-    for inputs, ids in data.read_lines(task, lines, 4 * model.cfg.batch // model.cfg.widths[-1] + 1, bad):
-        *_, (answers, q, _) = think(model, inputs.to(DEVICE), model.cfg.N_eval, task, ids.to(DEVICE))
-        answers, q = (part.cpu() for part in choose(answers, q, model.cfg.pick)[:2])
-        for x, y, p, ok in zip(inputs, answers[:, 0], q.sigmoid(), task.obeys(inputs, answers[:, 0])):
+    for inputs in data.read_lines(task, lines, 4 * model.cfg.batch // model.cfg.widths[-1] + 1, bad):
+        *_, (answers, q, _) = think(model, inputs.to(DEVICE), model.cfg.N_eval, task)
+        answers, q = (part.cpu() for part in choose(answers, q, model.cfg.pick))
+        for x, y, p, ok in zip(inputs, answers, q.sigmoid(), task.obeys(inputs, answers)):
             print(task.text(x), task.text(y), f"{p:.3f}", int(ok), sep=",")
     return int(bool(bad))
 
@@ -454,18 +416,13 @@ def load_published(source, length=None, **settings):
     return model.to(DEVICE)
 
 # ---- Training (section 5) -------------------------------------------------------------------------------------------
-def matrix_rate(dtype):
-    """FLOP/s of this device in products of two large square matrices, the best of a few: what there is to be had."""
-    size = 8192 if DEVICE.type == "cuda" else 1024
-    a = torch.ones(size, size, dtype=dtype, device=DEVICE)
-    return 2 * size ** 3 / min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=9))   # item() waits for it
-
 def pick_dtype(name):
-    """The dtype of that name; auto: bfloat16 on CUDA, and on a CPU that multiplies clearly faster in it."""
+    """The dtype of that name; auto: bfloat16 on CUDA, and on a CPU that multiplies clearly faster in it (timed)."""
     if name != "auto":
         return getattr(torch, name)
-    faster = DEVICE.type == "cuda" or matrix_rate(torch.bfloat16) > 1.33 * matrix_rate(torch.float32)
-    return torch.bfloat16 if faster else torch.float32
+    squares = torch.ones(1024, 1024), torch.ones(1024, 1024, dtype=torch.bfloat16)
+    wide, narrow = (min(timeit.repeat(lambda: a @ a, number=1, repeat=5)) for a in squares)   # seconds
+    return torch.bfloat16 if DEVICE.type == "cuda" or narrow < 0.75 * wide else torch.float32
 
 def build(cfg, folder=None, saved=None):
     """The task, the model and its moving average (section 4.7), new or from the checkpoint `saved`."""
@@ -473,7 +430,6 @@ def build(cfg, folder=None, saved=None):
     torch.manual_seed(cfg.seed)
     model = TRM(cfg, task.length, task.vocab, task.ids, pick_dtype(saved["dtype"] if saved else cfg.dtype)).to(DEVICE)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
-    ema.module.puzzles = model.puzzles                                     # one table for both: it is not averaged
     try:
         for part, name in ((model, "model"), (ema, "ema")) if saved else ():
             part.load_state_dict(saved[name])
@@ -496,8 +452,7 @@ def print_header(model, task):
     """What is about to be trained, in five lines."""
     cfg, parameters = model.cfg, sum(p.numel() for p in model.parameters())
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    table = f", and {task.ids:,} puzzle embeddings" if cfg.prefix else ""
-    print(f"model    {parameters:,} parameters{table}: {cfg.mixing} mixing, D {cfg.D}, {cfg.n_layers} layers\n"
+    print(f"model    {parameters:,} parameters: {cfg.mixing} mixing, D {cfg.D}, {cfg.n_layers} layers\n"
           f"thinks   n {cfg.n}, T {cfg.T}: effective depth T(n+1)layers = {cfg.T * (cfg.n + 1) * cfg.n_layers}, "
           f"N_sup {cfg.N_sup} supervision steps, forward passes in each: {1 + cfg.q_learning}\n"
           f"costs    {flops(cfg, task) / 1e12:.3g} TFLOP per step of {cfg.batch} puzzles, {cfg.steps} steps\n"
@@ -543,7 +498,7 @@ def train(cfg, run, folder=None, saved=None):
                 raise ValueError(f"the loss is {means[0]} at step {step}; lower --lr (the last checkpoint is kept)")
             seconds = time.perf_counter() - clock
             if seconds > 30 and looking < 0.05 * seconds:                  # a look at unseen puzzles, now and then
-                unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[0][1, -1, -1].mean():.3f}"
+                unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[1, -1, -1].mean():.3f}"
                 looking, clock = looking + time.perf_counter() - clock - seconds, time.perf_counter() - seconds
             rate = (step - reported[0]) / (seconds - reported[1])
             row = {"step": f"{step}", "of": f"{cfg.steps}", "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
