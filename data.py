@@ -1,17 +1,16 @@
-"""Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py.
-
-A *task* is a class with the members that trm.py uses, and trm.py knows nothing else about it (Sudoku, Maze):
+"""Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py. Of a
+task (Sudoku and Maze, below) it knows only these members:
     length, vocab, ids               grid cells L, vocabulary V, number of puzzle identities
     train, test                      Puzzles, on the device
-    draw(B)                          a training batch: puzzles drawn at random, each turned into a symmetric copy
+    draw(B)                          a training batch, puzzles drawn at random, each turned into a symmetric copy
     views(inputs, A)                 A symmetric copies of each puzzle, and what maps their answers back
     parse(text), describe(inputs)    a puzzle typed by the user, and what is known about it
     obeys(inputs, answers)           do the answers follow the rules? no label is needed
     groups                           for the table of results: name of a group of puzzles, lowest and highest rating
-    side, box, glyphs, blank         for drawing: cells in a line, shape of a box, a token's letter, token of a blank
+    side, box, glyphs, blank         for drawing: cells in a line, shape of a box, letters of tokens, token of a blank
 Tokens (section 4 of the paper, and the published code): 0 is padding; Sudoku has 1 for a blank cell and 2..10 for the
 digits 1..9, Maze 1..5 for wall, floor, start, goal and path."""
-import csv, difflib, http.client, itertools, math, os, sys, time, urllib.error, urllib.request
+import csv, difflib, http.client, itertools, math, os, sys, time, urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,8 @@ def refuse(message, word="", known=()):
 
 @dataclass
 class Puzzles:
-    """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] int32 (how hard)."""
+    """A set of puzzles on one device: `inputs` and `labels` [N, L] uint8 tokens, `rating` [N] int32 (guesses that a
+    Sudoku takes, moves of a maze)."""
     inputs: torch.Tensor
     labels: torch.Tensor
     rating: torch.Tensor
@@ -38,37 +38,30 @@ class Puzzles:
 # ---- Sudoku: the solver and the generator ---------------------------------------------------------------------------
 # Candidates are bit masks, boards the columns of a matrix [cells, boards]. Every operation below works on thousands of
 # boards at once, which is what makes building puzzles quick, on a CPU and on a GPU.
-
 def box_shape(size):
     """(rows, columns) of a box of a Sudoku with `size` digits: 9 -> (3, 3), 6 -> (2, 3)."""
     return math.isqrt(size), size // math.isqrt(size)
 
 def unit_cells(size, device="cpu"):
     """The cells of every row, then of every column, then of every box: int64 [3 * size, size]."""
-    h, w = box_shape(size)
-    grid = torch.arange(size * size, device=device).view(size, size)
-    boxes = grid.view(size // h, h, size // w, w).transpose(1, 2).reshape(size, size)
-    return torch.cat([grid, grid.T, boxes])
+    (h, w), grid = box_shape(size), torch.arange(size * size, device=device).view(size, size)
+    return torch.cat([grid, grid.T, grid.view(size // h, h, size // w, w).transpose(1, 2).reshape(size, size)])
 
 def search(masks, limit=2, generator=None, width=4096):
-    """Propagate and search on many Sudoku boards at once.
-
-    masks: int32 [cells, B], bit d-1 set where digit d is still possible. Each board is searched until `limit` solutions
-    are found or none is left. A guess takes the lowest digit of a cell with the fewest candidates, or a random one of
-    its digits where `generator` is given. The `width` boards on top of a common stack are worked on together: one that
-    moved goes back, a stuck one is split in two (the cell is the digit, the cell is not), a dead one is dropped.
-    Returns found [B] (solutions, at least `limit` if it was reached), guesses [B] (splits) and answers [cells, B]
-    (digits of one solution, 0 where there is none).
-    """
-    cells, B = masks.shape
-    size, device = math.isqrt(cells), masks.device
+    """Propagate and search on many Sudoku boards at once. masks: int32 [cells, B], bit d-1 set where digit d may be.
+    Each board is searched until `limit` solutions are found or none is left. A guess takes the lowest digit of a cell
+    with the fewest candidates, or a random one of its digits where `generator` is given. The `width` boards on top of a
+    common stack are worked on together: one that moved goes back, a stuck one is split in two (the cell is the digit,
+    the cell is not), a dead one is dropped. Returns found [B] (solutions, at least `limit` if it was reached), guesses
+    [B] (splits) and answers [cells, B] (digits of one solution, 0 where there is none)."""
+    (cells, B), device = masks.shape, masks.device
+    size = math.isqrt(cells)
     full = (1 << size) - 1
     units = unit_cells(size, device).T.contiguous()                        # [size, 3 * size]
     member = torch.stack([(units == c).any(0).nonzero()[:, 0] for c in range(cells)], 1)   # [3, cells]: units of a cell
     bits = torch.arange(size, device=device, dtype=torch.int32)[:, None]
     popcount = (torch.arange(full + 1, device=device) >> bits & 1).sum(0)
-    found, guesses = torch.zeros(2, B, dtype=torch.int64, device=device)
-    answers = torch.zeros_like(masks)
+    (found, guesses), answers = torch.zeros(2, B, dtype=torch.int64, device=device), torch.zeros_like(masks)
     stack, owner = masks, torch.arange(B, device=device)
     while len(owner):
         m, who = stack[:, -width:], owner[-width:]
@@ -78,21 +71,17 @@ def search(masks, limit=2, generator=None, width=4096):
         once, twice = torch.zeros(2, 3 * size, m.shape[1], dtype=torch.int32, device=device)
         for position in units:                                             # bits seen at least once, at least twice
             cell = packed[position]
-            twice |= once & cell
-            once |= cell
+            once, twice = once | cell, twice | once & cell
         alive = (m != 0).all(0) & ((once & full == full) & (twice <= full)).all(0) & (found[who] < limit)
         message = (once & ~full) | (once & ~twice & full)                  # settled digits | digits with one place left
         message = message[member[0]] | message[member[1]] | message[member[2]]   # [cells, boards]
         new = torch.where(fixed, m, m & ~(message >> 16))
-        single = new & message
-        new = torch.where(single != 0, single, new)
-        moved = (new != m).any(0)
-
-        done = alive & fixed.all(0)
+        new = torch.where(new & message != 0, new & message, new)          # a digit's only place
+        moved, done = (new != m).any(0), alive & fixed.all(0)
         found.index_add_(0, who[done], torch.ones_like(who[done]))
         column = torch.full((B,), -1, device=device).scatter_reduce(0, who[done], done.nonzero()[:, 0], "amax")
         answers = torch.where(column < 0, answers, m[:, column])           # of one board, had an owner two at once
-        stuck = alive & ~moved & ~done
+        stuck, again = alive & ~moved & ~done, alive & moved
         board, asks = new[:, stuck], who[stuck]
         guesses.index_add_(0, asks, torch.ones_like(asks))
         choices = popcount[board.long()]
@@ -102,25 +91,20 @@ def search(masks, limit=2, generator=None, width=4096):
         if generator is not None:
             noise = torch.rand(size, len(asks), device=device, generator=generator)
             digit = (1 << (noise * (options >> bits & 1)).argmax(0, keepdim=True)).int()
-        again = alive & moved
         other, guess = (board.scatter(0, cell, choice) for choice in (options & ~digit, digit))
         stack = torch.cat([stack, other, new[:, again], guess], 1)         # guesses on top: depth first
         owner = torch.cat([owner, asks, who[again], asks])
-    digits = (answers[None] >> bits[:, None] & 1).mul(bits[:, None] + 1).sum(0)
-    return found, guesses, digits
+    return found, guesses, (answers[None] >> bits[:, None] & 1).mul(bits[:, None] + 1).sum(0)
 
 def to_masks(digits, size):
     """Digits [..., cells] (0 = blank) to masks [cells, ...] int32: one bit for a clue, all bits for a blank."""
-    full = (1 << size) - 1
-    return torch.where(digits > 0, 1 << (digits.int() - 1).clamp(min=0), full).int().movedim(-1, 0)
+    return torch.where(digits > 0, 1 << (digits.int() - 1).clamp(min=0), (1 << size) - 1).int().movedim(-1, 0)
 
 def random_sudoku(size, count, seed=0, device="cpu"):
     """Random minimal Sudoku: `count` different solution grids, and of each as many clues as it takes for one solution.
-
     A clue of a solved grid may go if no solution has another digit there. Asking this once of every cell, in random
     order, leaves a minimal puzzle: a clue that was needed among more clues is needed among fewer.
-    Returns questions, answers [count, cells] (digits, 0 = blank) and ratings [count] (guesses that the solver needs).
-    """
+    Returns questions, answers [count, cells] (digits, 0 = blank) and ratings [count] (guesses the solver needs)."""
     draw = torch.Generator(device).manual_seed(seed)
     grids = torch.empty(0, size * size, dtype=torch.int64, device=device)
     while len(grids) < count:
@@ -128,12 +112,10 @@ def random_sudoku(size, count, seed=0, device="cpu"):
         grids = torch.cat([grids, search(empty, limit=1, generator=draw)[2].T.long()]).unique(dim=0)
     grids = grids[torch.randperm(len(grids), generator=draw, device=device)[:count]]
     questions, rows = grids.clone(), torch.arange(count, device=device)
-    order = torch.rand(count, size * size, generator=draw, device=device).argsort(1)
-    for cell in order.T:
+    for cell in torch.rand(count, size * size, generator=draw, device=device).argsort(1).T:
         masks = to_masks(questions, size)
-        masks[cell, rows] = to_masks(torch.zeros_like(cell), size) & ~to_masks(grids[rows, cell], size)
-        needed = search(masks, limit=1)[0] > 0
-        questions[rows, cell] = torch.where(needed, grids[rows, cell], 0)
+        masks[cell, rows] = ~to_masks(grids[rows, cell], size) & ((1 << size) - 1)
+        questions[rows, cell] = torch.where(search(masks, limit=1)[0] > 0, grids[rows, cell], 0)
     return questions, grids, search(to_masks(questions, size))[1]
 
 # ---- Maze: breadth-first search on bit masks ------------------------------------------------------------------------
@@ -152,23 +134,17 @@ def flood(floor, start):
         layer = (up | left | right | down) & floor & ~seen
         seen = seen | layer
 
-def distance(floor, start, goal):
-    """Moves on a shortest path from start to goal through floor, [mazes] int64; -1 where there is none."""
-    found = torch.full(floor.shape[1:], -1, device=floor.device)
-    for d, layer in enumerate(flood(floor, start)):
-        found = torch.where((layer & goal).any(0), d, found)
-    return found
-
 def shortest_path(floor, start, goal):
     """The cells of one shortest path, both ends included: walked back from the goal, by the first of a step up, left,
-    right and down that comes nearer to the start."""
+    right and down that comes nearer to the start; and the number of its moves [mazes], -1 where there is none."""
     path, here = torch.zeros(2, *floor.shape, dtype=floor.dtype, device=floor.device)
+    length = torch.full(floor.shape[1:], -1, device=floor.device)
     for layer in reversed(list(flood(floor, start))):
         steps, here = moves(here), layer & goal
         for step in steps:
             here = torch.where(here.any(0), here, step & layer)
-        path = path | here
-    return path
+        path, length = path | here, length + here.any(0)
+    return path, length
 
 def pack(cells, side):
     """bool [N, side * side] to a set of cells, int32 [side, N]."""
@@ -178,32 +154,29 @@ def unpack(cells, side):
     """The way back from `pack`."""
     return (cells.T[:, :, None] >> torch.arange(side, device=cells.device) & 1).bool().flatten(1)
 
-def pick_cell(cells, side, draw):
-    """One cell of each set, at random: a set with a single cell, or none where there is none."""
-    noise = torch.rand(cells.shape[1], side * side, generator=draw, device=cells.device) * unpack(cells, side)
-    return pack((noise == noise.amax(1, keepdim=True)) & (noise > 0), side)
-
 def random_mazes(side, minimum, count, seed=0, device="cpu"):
     """`count` mazes with walls at random (density uniform in 0.3..0.5), of which the shortest path from start to goal
     has more than `minimum` moves. One that long is rare, so the start is a cell farthest from a random one, by which
     nearly the longest path of the maze is found, and the goal is any cell far enough from it.
     Returns their tokens [count, cells]. Raises ValueError if none is found among 200,000."""
     draw, found, tried = torch.Generator(device).manual_seed(seed), torch.empty(0, side * side, device=device).byte(), 0
+    def pick(cells):
+        """One cell of each set, at random: a set with a single cell, or none where there is none."""
+        noise = torch.rand(cells.shape[1], side * side, generator=draw, device=device) * unpack(cells, side)
+        return pack((noise == noise.amax(1, keepdim=True)) & (noise > 0), side)
     while len(found) < count:
         if tried > 200_000 and not len(found):
             refuse(f"no {side}x{side} maze has a shortest path over {minimum} moves: lower --min_path")
         density = torch.rand(4096, 1, generator=draw, device=device) * 0.2 + 0.3
         floor = pack(torch.rand(4096, side * side, generator=draw, device=device) > density, side)
-        far = torch.zeros_like(floor)
-        for layer in flood(floor, pick_cell(floor, side, draw)):
+        far, beyond = torch.zeros(2, *floor.shape, dtype=floor.dtype, device=device)
+        for layer in flood(floor, pick(floor)):
             far = torch.where(layer.any(0), layer, far)
-        start, beyond = pick_cell(far, side, draw), torch.zeros_like(floor)
+        start = pick(far)
         for d, layer in enumerate(flood(floor, start)):
             beyond = beyond | layer * (d > minimum)
-        keep = beyond.any(0)
-        floor, start, goal = (cells[:, keep] for cells in (floor, start, pick_cell(beyond, side, draw)))
-        question = 1 + unpack(floor, side).byte() + unpack(start, side) + 2 * unpack(goal, side)
-        found, tried = torch.cat([found, question]).unique(dim=0), tried + 4096
+        floor, start, goal = (unpack(cells[:, beyond.any(0)], side) for cells in (floor, start, pick(beyond)))
+        found, tried = torch.cat([found, 1 + floor.byte() + start + 2 * goal]).unique(dim=0), tried + 4096
     return found[torch.randperm(len(found), generator=draw, device=device)[:count]]
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
@@ -212,7 +185,7 @@ def read_csv(path, task, take=0, seed=0):
     """Read and check a file of puzzles (header source,question,answer,rating) in bounded memory.
     take: this many rows, drawn by `seed`; 0: all, in their order. Returns Puzzles on the CPU.
     Raises ValueError, naming file and line, where a row is no puzzle with its answer, or the file has too few rows."""
-    rng, kept = np.random.default_rng(seed), []
+    draw, kept = torch.Generator().manual_seed(seed), []                   # chunks of random keys and Puzzles
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.reader(file)
@@ -220,19 +193,17 @@ def read_csv(path, task, take=0, seed=0):
                 refuse(f"{path}, line 1: the header must be {','.join(HEADER)}")
             while rows := [(reader.line_num, *row) for row in itertools.islice(reader, 50_000)]:
                 for line, *row in rows:
-                    if len(row) != 4 or {len(row[1]), len(row[2])} != {task.length}:
+                    if len(row) != 4 or {len(row[1]), len(row[2])} != {task.length} or not row[3].isdecimal():
                         refuse(f"{path}, line {line}: must be a source, a question and an answer of {task.side}x"
-                               f"{task.side} characters, and a rating, not {','.join(row)[:200]!r}")
-                    if not (row[3].isdecimal() and len(row[3]) < 10):
-                        refuse(f"{path}, line {line}: the rating must be a whole number, not {row[3][:20]!r}")
+                               f"{task.side} characters, and a rating in digits, not {','.join(row)[:200]!r}")
                 lines, _, questions, answers, ratings = zip(*rows)
                 question, answer = task.tokens(questions), task.tokens(answers)
                 for wrong, what in (((question == 0).any(1), f"the question may hold only {task.letters}"),
                                     (~task.obeys(question, answer), f"the answer must {task.rule}")):
                     if wrong.any():
                         refuse(f"{path}, line {lines[wrong.int().argmax()]}: {what}; correct or remove the row")
-                kept.append([torch.from_numpy(rng.random(len(rows))), question, answer,
-                             torch.tensor([int(rating) for rating in ratings], dtype=torch.int32)])
+                rating = torch.tensor([int(rating[:9]) for rating in ratings], dtype=torch.int32)
+                kept.append((torch.rand(len(rows), generator=draw), question, answer, rating))
                 if take:                                                   # those with the smallest random keys so far
                     merged = [torch.cat(column) for column in zip(*kept)]
                     kept = [[column[merged[0].argsort()[:take].sort()[0]] for column in merged]]
@@ -272,15 +243,17 @@ class Grids:
     are used. folder: where train.csv and test.csv are; None: built-in puzzles. `train` and `test` are read, and built,
     when they are first asked for. Raises ValueError for a size that is not allowed, and what `read_csv` raises."""
     ids = 1
-    def __init__(self, cfg, folder=None, device="cpu"):
+    def __init__(self, cfg, folder, device, name):
         self.cfg, self.device, self.side, self.length = cfg, device, cfg.size, cfg.size ** 2
         self.built_in, self.test_size = folder is None, cfg.test_size or 1000 * (folder is None)
-        self.folder = Path(folder or f"puzzles/{self.name()}-{cfg.train_size}+{self.test_size}-seed{cfg.seed}")
+        self.folder = Path(folder or f"puzzles/{name}-{cfg.train_size}+{self.test_size}-seed{cfg.seed}")
+    train = cached_property(lambda self: self.read("train.csv", self.cfg.train_size))
+    test = cached_property(lambda self: self.read("test.csv", self.test_size))
     def read(self, name, take):
         """One file of the folder as Puzzles on the device; built-in puzzles are made once, where they are missing."""
         if self.built_in and not (self.folder / "train.csv").exists():
             count, began = self.cfg.train_size + self.test_size, time.perf_counter()
-            print(f"building {count} puzzles, {self.name()} ...", end=" ", flush=True)
+            print(f"building {count} puzzles for {self.folder} ...", end=" ", flush=True)
             *grids, rating = (part.cpu() for part in self.generate(count))
             rows = [f"seed {self.cfg.seed},{self.text(question)},{self.text(answer)},{hard}\n"
                     for question, answer, hard in zip(*grids, rating.tolist())]
@@ -288,17 +261,9 @@ class Grids:
             for file, part in ("test.csv", rows[self.cfg.train_size:]), ("train.csv", rows[:self.cfg.train_size]):
                 content = "".join([",".join(HEADER) + "\n", *part])        # train.csv is the last: all is done
                 replace_file(self.folder / file, lambda path: Path(path).write_text(content))
-            print(f"{time.perf_counter() - began:.0f} s, kept in {self.folder}", flush=True)
+            print(f"{time.perf_counter() - began:.0f} s", flush=True)
         puzzles = read_csv(self.folder / name, self, take, self.cfg.seed)
         return Puzzles(*(part.to(self.device) for part in vars(puzzles).values()))
-    @cached_property
-    def train(self):
-        """The training puzzles."""
-        return self.read("train.csv", self.cfg.train_size)
-    @cached_property
-    def test(self):
-        """The unseen puzzles."""
-        return self.read("test.csv", self.test_size)
     def draw(self, B):
         """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L] int64."""
         rows = torch.randint(len(self.train), (B,), device=self.device)
@@ -313,21 +278,19 @@ class Grids:
         """Grids as strings of L characters to uint8 tokens [N, L]; unknown characters become 0."""
         table = np.zeros(256, np.uint8)
         table[[ord(letter) for letter in self.glyphs[1:] + "0"]] = [*range(1, len(self.glyphs)), self.blank]
-        return torch.from_numpy(table[np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)]).view(
-            -1, self.length)
+        letters = np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)
+        return torch.from_numpy(table[letters]).view(-1, self.length)
     def text(self, tokens):
         """One grid of tokens [L] as a string."""
         return "".join(self.glyphs[t] for t in tokens.tolist())
-    def cell(self, index):
-        """A cell in words."""
-        return f"row {index // self.side + 1}, column {index % self.side + 1}"
     def parse(self, text):
         """A puzzle typed as one line to tokens [1, L]. Raises ValueError naming what is wrong and where."""
+        cell = lambda i: f"row {i // self.side + 1}, column {i % self.side + 1}"
         if len(text) != self.length:
             refuse(f"the puzzle has {len(text)} characters, a {self.side}x{self.side} grid has {self.length}")
         if bad := [i for i, letter in enumerate(text) if letter not in self.letters]:
-            refuse(f"{self.cell(bad[0])}: {text[bad[0]]!r} is none of {self.letters}")
-        self.contradiction(text)
+            refuse(f"{cell(bad[0])}: {text[bad[0]]!r} is none of {self.letters}")
+        self.check(text, cell)
         return self.tokens([text])
 
 def transform(grids, cells, tokens):
@@ -339,16 +302,13 @@ def transform(grids, cells, tokens):
 class Sudoku(Grids):
     """Sudoku, 9x9 or 6x6 (boxes of 2 rows and 3 columns), random and minimal; rated by the guesses it takes."""
     blank, groups = 1, {"0 guesses": (0, 0), "1-9": (1, 9), "10+": (10, math.inf)}
+    rule = "keep the clues and have every digit once in each row, column and box"
     def __init__(self, cfg, folder=None, device="cpu"):
         if cfg.size not in (6, 9):
             refuse(f"--size {cfg.size}: Sudoku comes in size 6 and 9")
-        super().__init__(cfg, folder, device)
+        super().__init__(cfg, folder, device, f"sudoku-{cfg.size}x{cfg.size}")
         self.vocab, self.glyphs, self.box = cfg.size + 2, "?.123456789"[:cfg.size + 2], box_shape(cfg.size)
         self.letters = f"{self.glyphs[1:]}0"
-        self.rule = "keep the clues and have every digit once in each row, column and box"
-    def name(self):
-        """What the folder of built-in puzzles is called."""
-        return f"sudoku-{self.side}x{self.side}"
     def generate(self, count):
         """Puzzles, answers (tokens) and ratings, see `random_sudoku`."""
         questions, answers, rating = random_sudoku(self.side, count, self.cfg.seed, self.device)
@@ -360,8 +320,7 @@ class Sudoku(Grids):
         def lines(block):
             """A random order [B, size] of rows or columns that keeps blocks of `block` lines together."""
             blocks = torch.rand(B, size // block, 1, device=device).argsort(1)
-            inner = torch.rand(B, size // block, block, device=device).argsort(2)
-            return (blocks * block + inner).flatten(1)
+            return (blocks * block + torch.rand(B, size // block, block, device=device).argsort(2)).flatten(1)
         cells = lines(h)[:, :, None] * size + lines(w)[:, None, :]         # [B, size, size]
         if h == w:
             cells = torch.where(torch.rand(B, 1, 1, device=device) < 0.5, cells.transpose(1, 2), cells)
@@ -374,20 +333,19 @@ class Sudoku(Grids):
         digits = answers.int()[:, unit_cells(self.side, answers.device)]   # [N, 3 * size, size]
         once = digits.sort(-1).values == torch.arange(2, self.vocab, device=answers.device)
         return once.flatten(1).all(1) & ((inputs == 1) | (inputs == answers)).all(1)
-    def contradiction(self, text):
-        """Raise ValueError where two equal clues are in one row, column or box."""
+    def check(self, text, cell):
+        """Raise ValueError where two equal clues are in one row, column or box; cell(i) names a cell."""
         for unit in unit_cells(self.side).tolist():
             seen = {}
-            for cell in (c for c in unit if text[c] not in ".0"):
-                first = seen.setdefault(text[cell], cell)
-                if first != cell:
-                    refuse(f"the puzzle contradicts itself: {self.cell(first)} and {self.cell(cell)} hold {text[cell]}")
+            for i in (c for c in unit if text[c] not in ".0"):
+                if seen.setdefault(text[i], i) != i:
+                    refuse(f"the puzzle contradicts itself: {cell(seen[text[i]])} and {cell(i)} hold {text[i]}")
     def describe(self, inputs):
         """What the solver knows of a puzzle [1, L]: words, and the answer [L] where there is just one, else None."""
         found, guesses, answer = search(to_masks(inputs.cpu() - 1, self.side))
         if found == 1:
-            return f"exactly one solution, {guesses.item()} guesses", (answer[:, 0] + 1).byte()
-        return "no solution" if found == 0 else "several solutions", None
+            return f"a puzzle with exactly one solution, {guesses.item()} guesses", (answer[:, 0] + 1).byte()
+        return "a puzzle with no solution" if found == 0 else "a puzzle with several solutions", None
 
 class Maze(Grids):
     """Mazes of any size up to 30: mark a shortest path from S to G; rated by its moves."""
@@ -396,11 +354,8 @@ class Maze(Grids):
     def __init__(self, cfg, folder=None, device="cpu"):
         if cfg.size > 30:
             refuse(f"--size {cfg.size}: mazes are at most 30x30")
-        super().__init__(cfg, folder, device)
+        super().__init__(cfg, folder, device, f"maze-{cfg.size}x{cfg.size}-over{cfg.min_path}")
         self.box = cfg.size, cfg.size
-    def name(self):
-        """What the folder of built-in mazes is called."""
-        return f"maze-{self.side}x{self.side}-over{self.cfg.min_path}"
     def generate(self, count):
         """Mazes, answers (tokens) and lengths, see `random_mazes`."""
         mazes = random_mazes(self.side, self.cfg.min_path, count, self.cfg.seed, self.device)
@@ -412,33 +367,27 @@ class Maze(Grids):
         return inputs, self.mark(inputs)[0] if self.built_in else labels
     def mark(self, mazes):
         """Mazes [N, L] with the cells of a `shortest_path` marked, and the number of its moves [N], -1 if none."""
-        floor, start, goal, _ = self.sets(mazes)
-        path = unpack(shortest_path(floor, start, goal), self.side) & (mazes == 2)
-        return torch.where(path, 5, mazes), distance(floor, start, goal)
+        path, length = shortest_path(*(pack(cells, self.side) for cells in (mazes > 1, mazes == 3, mazes == 4)))
+        return torch.where(unpack(path, self.side) & (mazes == 2), 5, mazes), length
     def symmetries(self, kinds):
         """For kinds [B] the symmetry of the square of that number (mod 8; 0: none), as `transform` takes it."""
         grid = torch.arange(self.length, device=kinds.device).view(self.side, -1)
         turns = torch.stack([g.rot90(i).flatten() for g in (grid, grid.T) for i in range(4)])
         return turns[kinds % 8], torch.arange(6, device=kinds.device).expand(len(kinds), 6)
-    def sets(self, grids):
-        """Of grids [N, L] the cells one can walk on, S, G and 'o', as sets."""
-        return (pack(cells, self.side) for cells in (grids > 1, grids == 3, grids == 4, grids == 5))
     def obeys(self, inputs, answers):
         """Do answers [N, L] mark on inputs [N, L] a shortest path, any of them, and change nothing else? bool [N]."""
-        floor, start, goal, _ = self.sets(inputs)
-        *_, marked = self.sets(answers)
-        kept = ((inputs == answers) | ((inputs == 2) & (answers == 5))).all(1) & (inputs != 5).all(1)
-        ends, moves = (inputs == 3).sum(1) + 9 * (inputs == 4).sum(1), (answers == 5).sum(1) + 1
-        shortest = distance(floor, start, goal)
-        return kept & (ends == 10) & (moves == shortest) & (shortest == distance(marked | start | goal, start, goal))
-    def contradiction(self, text):
+        kept = ((inputs == answers) & (inputs != 5) | (inputs == 2) & (answers == 5)).all(1)
+        ends = ((inputs == 3).sum(1) == 1) & ((inputs == 4).sum(1) == 1)
+        shortest, along = (self.mark(grids)[1] for grids in (inputs, torch.where(answers == 2, 1, answers)))
+        return kept & ends & ((answers == 5).sum(1) + 1 == shortest) & (along == shortest)
+    def check(self, text, cell):
         """Raise ValueError unless there are one S and one G."""
         if (text.count("S"), text.count("G")) != (1, 1):
             refuse(f"the maze has {text.count('S')} S and {text.count('G')} G, not one of each")
     def describe(self, inputs):
         """What is known of a maze [1, L]: words, and the answer [L] or None."""
-        answer, moves = self.mark(inputs)
-        return ("no path", None) if moves < 0 else (f"a shortest path of {moves.item()} moves", answer[0])
+        answer, length = self.mark(inputs)
+        return ("a maze with no path", None) if length < 0 else (f"a maze of {length.item()} moves", answer[0])
 
 TASKS = {"sudoku": Sudoku, "maze": Maze}
 
@@ -447,8 +396,8 @@ ANSI = {"given": "1", "right": "34", "wrong": "7;33", "plain": ""}   # bold, blu
 FILL = {"given": "#cccccc", "right": "#8fd3f4", "wrong": "#f0a030", "plain": "#ffffff"}   # for the colour-blind too
 
 def cells(task, inputs, answer, label=None, last=None):
-    """Of each cell of one grid (tokens [L]): row, column, letter, is it given, right, wrong or (where no label tells)
-    plain, and has it changed since `last`."""
+    """Of each cell of one grid (tokens [L]): row, column, letter, is it given, right, wrong or (a blank that stays one,
+    or no label tells) plain, and has it changed since `last`."""
     for i, (x, a) in enumerate(zip(inputs.tolist(), answer.tolist())):
         kind = "given" if x != task.blank else "plain" if label is None or a == label[i] == x else "right"
         kind = "wrong" if label is not None and a != label[i] else kind
@@ -489,12 +438,11 @@ def watch(task, inputs, steps, all_steps=False, svg=None):
     probability, and what z decodes to [L], or None; without all_steps, an answer that is sure and unchanged is the
     last. Unchanged grids are not printed again. svg: a file for `film`."""
     (known, label), last, panels = task.describe(inputs), inputs[0], []
-    print(f"\na puzzle with {known}:\n{show(task, last, last)}")
+    print(f"\n{known}:\n{show(task, last, last)}")
     for k, (answer, probability, latent) in enumerate(steps, 1):
         right = "" if label is None else f", {(answer == label).sum()} of {task.length} cells right"
         print(f"\nstep {k}: halting probability {probability:.3f}{right}")
-        changed = (answer != last).any()
-        if changed:
+        if changed := (answer != last).any():
             print(show(task, inputs[0], answer, label))
         if latent is not None:
             print(f"z decodes to\n{show(task, inputs[0], latent, label)}")

@@ -101,7 +101,7 @@ def test_read_csv_reads_and_draws_by_seed():
     ([row(question="x" + EASY[1:])], "line 2: the question may hold only .1234567890"),
     *[([row(), row(question, answer)], "line 3: the answer must keep the clues and have every digit once in each row")
       for question, answer in ((EASY, "." + EASY_ANSWER[1:]), ("9" + EASY[1:], EASY_ANSWER), ("." * 81, "1" * 81))],
-    ([row(rating="-1")], "line 2: the rating must be a whole number"), (["a,b"], "line 2: must be a source, a quest"),
+    ([row(rating="-1")], "9x9 characters, and a rating in digits, not 'here"), (["a,b"], "line 2: must be a source, a"),
     ([], "train.csv has 0 puzzles"), ([row()], "1 puzzles, 2 are asked"), (None, "train.csv"),
     ("nowhere.csv", "nowhere.csv: No such file")])
 def test_a_bad_row_is_named(rows, message):
@@ -149,9 +149,9 @@ def test_what_the_user_types_as_a_puzzle():
     task = NINE
     assert task.text(task.parse(EASY)[0]) == task.text(task.parse(EASY.replace(".", "0"))[0]) == EASY
     known, answer = task.describe(task.parse(EASY))
-    assert (known, task.text(answer)) == ("exactly one solution, 0 guesses", EASY_ANSWER)   # singles do it
-    assert task.describe(task.parse("." * 81)) == ("several solutions", None)
-    assert task.describe(task.parse("12345678." + "." * 8 + "9" + "." * 63)) == ("no solution", None)
+    assert (known, task.text(answer)) == ("a puzzle with exactly one solution, 0 guesses", EASY_ANSWER)
+    assert task.describe(task.parse("." * 81)) == ("a puzzle with several solutions", None)
+    assert task.describe(task.parse("12345678." + "." * 8 + "9" + "." * 63)) == ("a puzzle with no solution", None)
     for text, message in (("55" + EASY[2:], "contradicts itself: row 1, column 1 and row 1, column 2 hold 5"),
                           (EASY[1:], "80 characters"), ("x" + EASY[1:], "row 1, column 1: 'x' is none of .1234567890")):
         with refused(message):
@@ -208,12 +208,12 @@ def test_mazes_keep_the_generators_promises(side, minimum, count):
 def test_solved_is_any_shortest_path_and_nothing_else():
     task = data.Maze(tiny(size=4))
     known, answer = task.describe(task.parse(MAZE))
-    assert (known, task.text(answer)) == ("a shortest path of 6 moves", MAZE_ANSWER)
+    assert (known, task.text(answer)) == ("a maze of 6 moves", MAZE_ANSWER)
     for text, solved in ((MAZE_ANSWER, True), ("S  #o#  oooo # G", True), ("S  #o#  o oo # G", False),   # broken
                          ("Soo#o#oo   o # G", False), ("So # oo    o # G", False), ("Soo# #oo  #o # G", False),
                          ("Soo# #oo   G # o", False), (MAZE, False)):      # longer, through a wall, walls or G changed
         assert task.obeys(task.parse(MAZE), task.tokens([text])).item() == solved, text
-    assert task.describe(task.parse("S##G" * 1 + "#" * 12)) == ("no path", None)
+    assert task.describe(task.parse("S##G" + "#" * 12)) == ("a maze with no path", None)
     for text, message in ((MAZE[1:], "15 characters"), ("S" + MAZE[1:-1] + "S", "2 S and 0 G"),
                           (MAZE_ANSWER, "row 1, column 2: 'o' is none of # SG")):
         with refused(message):
@@ -226,7 +226,7 @@ def test_solved_is_any_shortest_path_and_nothing_else():
 
 def test_a_maze_run_from_the_command_line(capsys, monkeypatch):
     assert not trm.main(["train", "maze-small", *TINY, *"--size 4 --min_path 3 --steps 2".split()])
-    assert re.search("exact  solved.*to 20 moves .20.*a shortest path of . moves", capsys.readouterr().out, re.S)
+    assert re.search("exact  solved.*to 20 moves .20.*a maze of . moves", capsys.readouterr().out, re.S)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  S# #       # G\r\n")))
     assert trm.main(["solve", "maze-small", "-"]) == 0 and "  S# #       # G," in capsys.readouterr().out
 
