@@ -10,6 +10,7 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]: with
 the sequence first, mixing over it and over D are one plain matrix product each, and nothing is transposed."""
 import argparse, math, os, signal, sys, time, timeit
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # before torch: threads that wait leave the cores to others
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch, torch.nn as nn, torch.optim as optim, torch.nn.functional as F
@@ -79,8 +80,7 @@ class Config:
         """How many copies of a puzzle are evaluated, and the smaller numbers for which that gives the accuracy too."""
         return [self.augment * k for k in (1, 4, 16, 64, 256) if k < self.rollouts] + [self.augment * self.rollouts]
 
-# Sized for two CPU cores, each tried (README). T 1: no recursion without gradient; expansion 2: half the arithmetic, as
-# much learned per step; a short EMA for short runs; few supervision steps on a puzzle at first (N_start).
+# Sized for two CPU cores: no recursion without gradient, narrow SwiGLUs, a short EMA for short runs; README says why.
 SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
                weight_decay=0.1, ema=0.995)
 HRM = Config(mixing="attention", n_layers=4, networks=2, n=2, T=2, one_step=True, q_learning=True, ema=0.0, prefix=1)
@@ -127,10 +127,9 @@ class Attention(nn.Module):
     """Self-attention over the sequence: no mask, no biases, rotary positions (base 10000, a head's halves as pairs)."""
     def __init__(self, S, cfg):
         super().__init__()
-        self.heads = cfg.heads
+        self.heads, head = cfg.heads, cfg.D // cfg.heads
         self.qkv = trunc_normal(3 * cfg.D, cfg.D)       # rows: all q heads, all k heads, all v heads
         self.out = trunc_normal(cfg.D, cfg.D)
-        head = cfg.D // cfg.heads
         angle = torch.outer(torch.arange(S), 10000.0 ** (-torch.arange(0, head, 2) / head)).repeat(1, 2)   # [S, head]
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
@@ -254,10 +253,8 @@ def refill(slots, model, task):
     y, z = model.initial(len(inputs))                                      # [S, B, D]
     count = torch.zeros_like(inputs[:, 0])                                 # [B]
     fresh = {"inputs": inputs, "labels": labels, "y": y, "z": z, "count": count, "halted": count.bool()}
-    if slots is None:
-        return fresh
-    new = slots["halted"]
-    return {name: torch.where(new if v.dim() == 1 else new[:, None], v, slots[name]) for name, v in fresh.items()}
+    new, old = (slots or fresh)["halted"], slots or fresh
+    return {name: torch.where(new if v.dim() == 1 else new[:, None], v, old[name]) for name, v in fresh.items()}
 
 def halt(count, q, N_sup, explore):
     """Which slots [B] move on to another puzzle, from count and halting logit [B]: all at N_sup; before, those with q >
@@ -293,14 +290,13 @@ def train_step(model, ema, optimizer, slots, task, step):
 def think(model, inputs, steps, task=None):
     """Supervision steps without the supervision, on C = cfg.widths[-1] copies of each puzzle of inputs [P, L]. Yields
     after each step, and overwrites at the next, answers [P, C, L], their halting logits [P, C] and z. A copy leaves the
-    batch once it is sure, its logit > 0 and its answer that of the step before (without this, one in ten would leave
-    too early); where the highest logit wins, the others leave with it that are counted with it in a width."""
+    batch once it is sure, its logit > 0 and its answer that of the step before (else one in ten would leave too early);
+    where the highest logit wins, the others leave with it that are counted with it in a width."""
     cfg, (P, L), C = model.cfg, inputs.shape, model.cfg.widths[-1]
     inputs, undo = task.views(inputs, C) if cfg.augment > 1 else (inputs.repeat_interleave(C, 0), lambda grids: grids)
     x, (y, z), rows = model.embed(inputs), model.initial(P * C), torch.arange(P * C, device=inputs.device)
     answers, q = inputs.clone(), torch.full((P, C), -math.inf, device=inputs.device)
-    sure = torch.zeros_like(q).bool()
-    reach = [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]
+    sure, reach = torch.zeros_like(q).bool(), [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]
     for _ in range(steps):
         if len(rows):
             z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
@@ -358,6 +354,7 @@ def print_solution(model, task, text=None, latent=False, svg=None):
     """Solve a puzzle, `text` or an unseen one, until the halting head is sure, and show how (data.watch)."""
     inputs = task.parse(text) if text else task.test.inputs[[time.time_ns() % len(task.test)]].cpu()
     def steps():
+        """What `watch` shows of each supervision step."""
         for answers, q, z in think(model, inputs.to(DEVICE), model.cfg.N_eval, task):
             answer, sure = choose(answers, q, model.cfg.pick)
             z = model.output_head(z if z.dim() == 3 else z[-1])[0].argmax(-1).cpu() if latent and z.numel() else None
@@ -416,13 +413,16 @@ def load_published(source, length=None, **settings):
     return model.to(DEVICE)
 
 # ---- Training (section 5) -------------------------------------------------------------------------------------------
+def matrix_rate(dtype):
+    """FLOP/s of this device in products of large square matrices, the best of nine: what there is to be had."""
+    size = 8192 if DEVICE.type == "cuda" else 1024
+    a = torch.ones(size, size, dtype=dtype, device=DEVICE)
+    return 2 * size ** 3 / min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=9))   # item() waits for it
+
 def pick_dtype(name):
     """The dtype of that name; auto: bfloat16 on CUDA, and on a CPU that multiplies clearly faster in it (timed)."""
-    if name != "auto":
-        return getattr(torch, name)
-    squares = torch.ones(1024, 1024), torch.ones(1024, 1024, dtype=torch.bfloat16)
-    wide, narrow = (min(timeit.repeat(lambda: a @ a, number=1, repeat=5)) for a in squares)   # seconds
-    return torch.bfloat16 if DEVICE.type == "cuda" or narrow < 0.75 * wide else torch.float32
+    narrow = name == "auto" and (DEVICE.type == "cuda" or matrix_rate(torch.bfloat16) > 1.33 * matrix_rate(torch.float))
+    return getattr(torch, name) if name != "auto" else torch.bfloat16 if narrow else torch.float32
 
 def build(cfg, folder=None, saved=None):
     """The task, the model and its moving average (section 4.7), new or from the checkpoint `saved`."""
@@ -449,15 +449,16 @@ def flops(cfg, task):
     return counter.get_total_flops()
 
 def print_header(model, task):
-    """What is about to be trained, in five lines."""
-    cfg, parameters = model.cfg, sum(p.numel() for p in model.parameters())
+    """What is about to be trained, in five lines. Returns the FLOPs of a step and the matrix_rate of the device."""
+    cfg, parameters, rate = model.cfg, sum(p.numel() for p in model.parameters()), matrix_rate(model.dtype)
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"model    {parameters:,} parameters: {cfg.mixing} mixing, D {cfg.D}, {cfg.n_layers} layers\n"
           f"thinks   n {cfg.n}, T {cfg.T}: effective depth T(n+1)layers = {cfg.T * (cfg.n + 1) * cfg.n_layers}, "
           f"N_sup {cfg.N_sup} supervision steps, forward passes in each: {1 + cfg.q_learning}\n"
-          f"costs    {flops(cfg, task) / 1e12:.3g} TFLOP per step of {cfg.batch} puzzles, {cfg.steps} steps\n"
-          f"device   {device}, {str(model.dtype)[6:]}\n"
+          f"costs    {(cost := flops(cfg, task)) / 1e12:.3g} TFLOP per step of {cfg.batch} puzzles, {cfg.steps} steps\n"
+          f"device   {device}, {str(model.dtype)[6:]}, {rate / 1e12:.3g} TFLOP/s in large matrix products\n"
           f"data     {len(task.train)} training and {len(task.test)} unseen puzzles, {task.folder}", flush=True)
+    return cost, rate
 
 def save(path, cfg, model, **state):
     """Write a checkpoint (data.replace_file); what has a state_dict is written as that. Raises ValueError."""
@@ -470,7 +471,7 @@ def train(cfg, run, folder=None, saved=None):
     """Train a model and keep it in runs/RUN: checkpoint.pt about every minute, log.csv with all that is printed.
     saved: the checkpoint to go on from. Returns the exit status if stopped: by Ctrl-C 130, by SIGTERM 143."""
     (task, model, ema), tty = build(cfg, folder, saved), sys.stdout.isatty()
-    print_header(model, task)
+    cost, most = print_header(model, task)
     if cfg.steps == 0:
         return
     optimizer = optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), 1e-8, cfg.weight_decay, fused=True)
@@ -502,6 +503,7 @@ def train(cfg, run, folder=None, saved=None):
                 looking, clock = looking + time.perf_counter() - clock - seconds, time.perf_counter() - seconds
             rate = (step - reported[0]) / (seconds - reported[1])
             row = {"step": f"{step}", "of": f"{cfg.steps}", "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
+                   "TFLOP/s": f"{rate * cost / 1e12:.3f}", "of peak": f"{rate * cost / most:.0%}",
                    "min left": f"{(cfg.steps - step) / rate / 60:.1f}", "lr": f"{optimizer.param_groups[0]['lr']:.2g}",
                    **dict(zip(("loss", "answer", "halting", "solved", "halted"), (f"{mean:.3f}" for mean in means))),
                    "unseen": unseen}
@@ -548,8 +550,7 @@ def parse(argv=None):
     args, unknown = parser.parse_known_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name in args}
     if unknown:
-        flags = [f"--{name}" for name in (*vars(args), *Config.__annotations__)]
-        data.refuse(f"unknown argument {unknown[0]}", unknown[0], flags)
+        data.refuse(f"unknown argument {unknown[0]}", unknown[0], [f"--{n}" for n in (*vars(args), *asdict(Config()))])
     for action in own:
         if getattr(args, action.dest) and not action.help.startswith(args.command):
             data.refuse(f"{action.dest} is for {action.help.split(':')[0]}, not for {args.command}")
@@ -560,8 +561,7 @@ def main(argv=None):
     args = parse(argv)
     if args.given.get("augment", 1) > 1:
         args.given.setdefault("pick", "vote")
-    run = args.run or args.name
-    path = Path("runs") / run / "checkpoint.pt"
+    path = Path("runs") / (run := args.run or args.name) / "checkpoint.pt"
     if args.command == "train":
         cfg, saved = PRESETS.get(args.name) or data.refuse(f"unknown preset {args.name}", args.name, PRESETS), None
         if path.exists() and not args.overwrite and args.given.get("steps") != 0:
