@@ -10,7 +10,7 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]: with
 the sequence first, mixing over it and over D are one plain matrix product each, and nothing is transposed."""
 import argparse, math, os, signal, sys, time, timeit
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # before torch: threads that wait leave the cores to others
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # before torch: its idle threads soon sleep, others need the cores
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch, torch.nn as nn, torch.optim as optim, torch.nn.functional as F
