@@ -1,5 +1,5 @@
-"""Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py. Of a
-task (Sudoku and Maze, below) it knows only these members:
+"""Puzzles as tensors: build, read, check, augment and draw them. Everything here is data; the method is in trm.py,
+which knows only these members of a task (Sudoku and Maze, below):
     length, vocab, ids               grid cells L, vocabulary V, number of puzzle identities
     train, test                      Puzzles, on the device
     draw(B)                          a training batch, puzzles drawn at random, each turned into a symmetric copy
