@@ -20,17 +20,47 @@ train-maze: $(READY)     ## the paper's Maze-Hard where CUDA is there, mazes of 
 	  $(PY) trm.py train maze-small --resume; \
 	fi
 
+train-arc: $(READY)      ## ARC-AGI-1 as in the paper where CUDA is there, a few small tasks where not
+	@test -d puzzles/arc || $(MAKE) arc
+	@if $(HAS_CUDA); then $(PY) trm.py train arc1 --resume; else \
+	  echo "no CUDA here: training arc-small; for the paper's, 3 days of 4 H100: $(PY) trm.py train arc1"; \
+	  $(PY) trm.py train arc-small --resume; \
+	fi
+
 demo: $(READY)           ## the same for 6x6 Sudoku: about two minutes on two CPU cores
 	$(PY) trm.py train sudoku-6x6 --resume
 
 test: $(READY)           ## the whole test suite
 	$(PY) -m pytest -q test_trm.py
 
-sudoku-extreme: $(READY) ## download Sudoku-Extreme (800 MB) into puzzles/sudoku-extreme, for --data
-	$(PY) data.py sudoku-extreme
+# Downloads into puzzles/, for --data: Sudoku-Extreme has 800 MB. HF_ENDPOINT and GITHUB name mirrors.
+HF_ENDPOINT ?= https://huggingface.co
+DATA ?= data.py
+sudoku-extreme: SET = sudoku-extreme
+maze-hard: SET = maze-30x30-hard-1k
+sudoku-extreme maze-hard: $(READY)
+	@for file in train.csv test.csv; do \
+	  $(PY) $(DATA) $(HF_ENDPOINT)/datasets/sapientinc/$(SET)/resolve/main/$$file puzzles/$@/$$file || exit 1; \
+	done
 
-maze-hard: $(READY)      ## download Maze-Hard into puzzles/maze-hard, for --data
-	$(PY) data.py maze-hard
+# Repository, folder in it, name of the set.
+define ARC_SETS
+fchollet/ARC-AGI data/training training
+fchollet/ARC-AGI data/evaluation evaluation
+arcprize/ARC-AGI-2 data/training training2
+arcprize/ARC-AGI-2 data/evaluation evaluation2
+victorvikram/ConceptARC corpus concept
+endef
+export ARC_SETS
+GITHUB ?= https://github.com
+
+arc: $(READY)            ## download the tasks of ARC-AGI-1, ARC-AGI-2 and ConceptARC into puzzles/arc
+	@echo "$$ARC_SETS" | while read -r repository folder set; do \
+	  zip="puzzles/arc/$$(basename $$repository).zip"; unpacked=puzzles/arc/unpacked; \
+	  $(PY) $(DATA) $(GITHUB)/$$repository/archive/HEAD.zip "$$zip" && $(PY) -m zipfile -e "$$zip" $$unpacked && \
+	  mkdir -p puzzles/arc/$$set && cp $$(find $$unpacked -path "*/$$folder/*.json") puzzles/arc/$$set && \
+	  rm -r $$unpacked || exit 1; \
+	done
 
 # A row of the paper's tables: name | its accuracy on Sudoku-Extreme | the flags that make it from the row "TRM".
 define ABLATIONS
@@ -68,4 +98,4 @@ $(VENV)/.ready: requirements.txt
 	$(VENV)/bin/pip install -q -r requirements.txt
 	touch $@
 
-.PHONY: train-sudoku train-maze demo test ablations sudoku-extreme maze-hard
+.PHONY: train-sudoku train-maze train-arc demo test ablations sudoku-extreme maze-hard arc

@@ -1,5 +1,5 @@
 """Tests: `make test`. Each asserts something that could fail; those that need the reference files skip without them."""
-import contextlib, http.server, io, os, re, shlex, signal, subprocess, sys, threading
+import contextlib, http.server, io, json, math, os, re, shlex, signal, subprocess, sys, threading
 import xml.etree.ElementTree as xml
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +13,27 @@ EASY_ANSWER = "53467891267219534819834256785976142342685379171392485696153728428
 MAZE, MAZE_ANSWER = "S  # #       # G", "Soo# #oo   o # G"                    # 4x4; from G first up, then left, ...
 SIZES = dict(D=32, multiple=32, heads=2, N_sup=4, batch=8, train_size=40, test_size=20)
 TINY = [*(f"--{name}={size}" for name, size in SIZES.items()), "--no-compile", "--dtype", "float32"]
-
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path, monkeypatch):                                 # no test sees the reader's runs and puzzles
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-
 def tiny(**changes):
     return replace(trm.Config(n=2, T=2, compile=False, **SIZES), **changes)
-
 def tiny_task(cfg):                                                        # random tokens for puzzles
     task = data.Sudoku(cfg)
     task.train = data.Puzzles(torch.randint(1, 8, (40, task.length)).byte(),
-                              torch.randint(2, 8, (40, task.length)).byte(), torch.zeros(40, dtype=torch.int32))
+                              torch.randint(2, 8, (40, task.length)).byte(), *torch.zeros(2, 40).long())
     return task
-
+def learner(model):
+    ema = trm.AveragedModel(model, multi_avg_fn=trm.get_ema_multi_avg_fn(model.cfg.ema))
+    return ema, torch.optim.AdamW(model.parameters(), model.cfg.lr)
 def started(**changes):
     model = trm.TRM(tiny(size=6, **changes), 36, 8)
-    return model, model.embed(torch.randint(1, 8, (4, 36))), *model.initial(4)
-
+    return model, model.embed(torch.randint(1, 8, (4, 36)), torch.zeros(4, 32)), *model.initial(4)
+def come_back(task, grids, ids, A):                                        # copies differ, and map back
+    views, ids, back = task.views(grids, ids, A)
+    assert torch.equal(views[::A], grids) and torch.equal(back(views), grids.repeat_interleave(A, 0))
+    return len(views.unique(dim=0)), len(ids)
 # ---- the solver and the generator ----------------------------------------------------------------------------------
 def count_by_hand(grid, size):
     """Solutions of a grid (list of digits) by plain backtracking: the oracle for `search`."""
@@ -40,24 +42,21 @@ def count_by_hand(grid, size):
     i = grid.index(0)
     peers = {grid[cell] for unit in data.unit_cells(size).tolist() if i in unit for cell in unit}
     return sum(count_by_hand(grid[:i] + [d] + grid[i + 1:], size) for d in range(1, size + 1) if d not in peers)
-
 def test_solver_counts_all_solutions_like_plain_backtracking():
     _, grids, _ = data.random_sudoku(6, 30, seed=1)
-    puzzles = grids.masked_fill(torch.rand(30, 36) < torch.linspace(0.4, 0.75, 30)[:, None], 0)
+    puzzles = (grids - 1).masked_fill(torch.rand(30, 36) < torch.linspace(0.4, 0.75, 30)[:, None], 0)
     found, _, _ = data.search(data.to_masks(puzzles, 6), limit=10 ** 9, width=64)
     assert found.tolist() == [count_by_hand(p.tolist(), 6) for p in puzzles] and found.max() > 2 and found.min() == 1
-
 @pytest.mark.parametrize("size, count", [(6, 60), (9, 30)])
 def test_generated_puzzles_are_valid_unique_minimal_and_reproducible(size, count):
     questions, answers, rating = data.random_sudoku(size, count, seed=3)
-    assert data.Sudoku(tiny(size=size)).obeys(questions + 1, answers + 1).all() and len(answers.unique(dim=0)) == count
-    found, guesses, solved = data.search(data.to_masks(questions, size), limit=3)
-    assert (found == 1).all() and (solved.T == answers).all() and torch.equal(guesses, rating)
-    puzzle, clue = questions.nonzero().T                                   # take every single clue away in turn
-    assert (data.search(data.to_masks(questions[puzzle].scatter(1, clue[:, None], 0), size))[0] >= 2).all()
+    assert data.Sudoku(tiny(size=size)).obeys(questions, answers).all() and len(answers.unique(dim=0)) == count
+    found, guesses, solved = data.search(data.to_masks(questions - 1, size), limit=3)
+    assert (found == 1).all() and (solved.T + 1 == answers).all() and torch.equal(guesses, rating)
+    puzzle, clue = (questions - 1).nonzero().T                             # take every single clue away in turn
+    assert (data.search(data.to_masks((questions - 1)[puzzle].scatter(1, clue[:, None], 0), size))[0] >= 2).all()
     again, other = (data.random_sudoku(size, count, seed=seed)[0] for seed in (3, 4))
     assert torch.equal(questions, again) and not torch.equal(questions, other)
-
 @pytest.mark.parametrize("size", [6, 9])
 def test_augmented_puzzles_are_valid_and_fresh(size):
     task = data.Sudoku(tiny(size=size))
@@ -67,35 +66,27 @@ def test_augmented_puzzles_are_valid_and_fresh(size):
     found, _, answer = data.search(data.to_masks(q.int() - 1, size))
     assert (found == 1).all() and torch.equal(answer.T + 1, a.int())
     assert len(a.unique(dim=0)) == 200 and len((q > 1).unique(dim=0)) > 100   # cells move, not only digits
-    assert (data.transform(q, *(part.argsort(1) for part in symmetry)) == original).all()   # the way back
-    views, back = task.views(q[:5], 8)
-    assert torch.equal(views[::8], q[:5]) and len(views.unique(dim=0)) == 40
-    assert torch.equal(back(views), q[:5].repeat_interleave(8, 0))
-
+    assert come_back(task, q[:5], torch.zeros(5).long(), 8) == (40, 40)
 def test_built_in_puzzles_are_cached_and_disjoint():
     task, again = (data.Sudoku(tiny(size=6, train_size=300, test_size=200)) for _ in range(2))
     grids = torch.cat([task.train.labels, task.test.labels])
     times = lambda: {path: path.stat().st_mtime_ns for path in task.folder.iterdir()}
     assert (len(task.train), len(grids.unique(dim=0)), len(before := times())) == (300, 500, 2)
     assert torch.equal(again.train.inputs, task.train.inputs) and before == times()
-
 # ---- files and downloads -------------------------------------------------------------------------------------------
 NINE = data.Sudoku(tiny())
 row = lambda question=EASY, answer=EASY_ANSWER, rating="3": f"here,{question},{answer},{rating}"
-
 def csv_file(*rows, name="train.csv", head="source,question,answer,rating", end="\n", bom=b""):
     Path(name).write_bytes(bom + end.join([head, *rows, ""]).encode())
     return name
-
 def test_read_csv_reads_and_draws_by_seed():
     q, a, r = data.random_sudoku(9, 20, seed=1)
-    rows = [row(NINE.text(x + 1), NINE.text(y + 1), n.item()) for x, y, n in zip(q, a, r)]
+    rows = [row(NINE.text(x), NINE.text(y), n.item()) for x, y, n in zip(q, a, r)]
     read = data.read_csv(csv_file(*rows, end="\r\n", bom=b"\xef\xbb\xbf"), NINE)
-    assert equal(vars(read), {"inputs": (q + 1).byte(), "labels": (a + 1).byte(), "rating": r.int()})
+    assert equal([*vars(read).values()], [q.byte(), a.byte(), r.int(), 0 * r])
     zero, one, again = (data.read_csv("train.csv", NINE, take=7, seed=s).inputs for s in (0, 1, 0))
     assert torch.equal(zero, again) and not torch.equal(zero, one)
     assert len(zero) == 7 and len(torch.cat([zero, read.inputs]).unique(dim=0)) == 20
-
 @pytest.mark.parametrize("rows, message", [
     ([row(), row(question=EASY[:-1])], "train.csv, line 3: must be a source, a question and an answer of 9x9 char"),
     ([row(question="x" + EASY[1:])], "line 2: the question may hold only .1234567890"),
@@ -108,7 +99,6 @@ def test_a_bad_row_is_named(rows, message):
     Path("train.csv").write_bytes(os.urandom(5000))
     with refused(message):
         data.read_csv(csv_file(*rows) if isinstance(rows, list) else rows or "train.csv", NINE, len(rows or ()) + 1)
-
 @contextlib.contextmanager
 def server(files, cut=None):
     """A local mirror: serves `files` {path: bytes} with ranges; the first reply breaks off after `cut` bytes."""
@@ -128,26 +118,23 @@ def server(files, cut=None):
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}", asked
     httpd.shutdown()
-
 def test_a_cut_download_resumes_and_is_never_taken_for_whole(monkeypatch):
     root, body = "/datasets/sapientinc/sudoku-extreme/resolve/main", Path(csv_file(row())).read_bytes()
     with server({f"{root}/train.csv": body, f"{root}/test.csv": body}, cut=100) as (url, asked):
-        monkeypatch.setenv("HF_ENDPOINT", url)
-        monkeypatch.setattr(sys, "argv", ["data.py", "sudoku-extreme"])
-        with refused(f"cut at 100 of {len(body)} bytes; run the command again"):
-            data.main()
+        make = lambda: subprocess.run(f"make -f {HERE}/Makefile sudoku-extreme VENV= PYTHON={sys.executable} HF_ENDPOINT="
+                                      f"{url} DATA={HERE}/data.py".split(), capture_output=True, text=True)
+        assert f"cut at 100 of {len(body)} bytes; run the command again" in make().stderr
         files = lambda: {path.name: path.read_bytes() for path in Path("puzzles/sudoku-extreme").iterdir()}
-        assert files() == {"train.csv.part": body[:100]} and not data.main()
+        assert files() == {"train.csv.part": body[:100]} and make().returncode == 0
         assert asked[1] == (f"{root}/train.csv", "bytes=100-") and files() == {"train.csv": body, "test.csv": body}
     with server({"/a.csv": b"<html>please log in</html>"}) as (url, _):    # no puzzle file gets no name
         for name, message in ("a.csv", "is not what it should be: it does not begin with source,"), ("gone.csv", "404"):
             with refused(message):
-                data.download(f"{url}/{name}", Path(name), b"source,")
+                data.download(f"{url}/{name}", Path(name))
     assert not list(Path(".").glob("[ag]*"))
-
 def test_what_the_user_types_as_a_puzzle():
     task = NINE
-    assert task.text(task.parse(EASY)[0]) == task.text(task.parse(EASY.replace(".", "0"))[0]) == EASY
+    assert task.text(task.parse(EASY).inputs[0]) == task.text(task.parse(EASY.replace(".", "0")).inputs[0]) == EASY
     known, answer = task.describe(task.parse(EASY))
     assert (known, task.text(answer)) == ("a puzzle with exactly one solution, 0 guesses", EASY_ANSWER)
     assert task.describe(task.parse("." * 81)) == ("a puzzle with several solutions", None)
@@ -156,7 +143,6 @@ def test_what_the_user_types_as_a_puzzle():
                           (EASY[1:], "80 characters"), ("x" + EASY[1:], "row 1, column 1: 'x' is none of .1234567890")):
         with refused(message):
             task.parse(text)
-
 def test_a_grid_in_the_terminal_and_as_a_film(monkeypatch):
     task = NINE
     question, answer, wrong = task.tokens([EASY, EASY_ANSWER, "539" + EASY_ANSWER[3:]])
@@ -174,7 +160,6 @@ def test_a_grid_in_the_terminal_and_as_a_film(monkeypatch):
     fills = [cell.get("fill") for cell in (first[4], second[4], *first)]
     assert fills[:2] == [data.FILL["wrong"], data.FILL["right"]] and fills.count(data.FILL["given"]) == 30
     assert [i for i, cell in enumerate([*first, *second]) if cell.get("stroke")] == [2 * 81 + 1 + 4]   # it has changed
-
 # ---- mazes ---------------------------------------------------------------------------------------------------------
 def moves_by_hand(maze, side):
     """Moves from S to G by a plain breadth-first search, -1 where there is no path: the oracle."""
@@ -184,7 +169,6 @@ def moves_by_hand(maze, side):
         seen, moves = seen | layer, moves + 1
         layer = {c + step for c in layer for step in (1, -1, side + 1, -side - 1) if walled[c + step] != "#"} - seen
     return moves if layer else -1
-
 @pytest.mark.parametrize("side, minimum, count", [(6, 7, 200), (30, 60, 40)])
 def test_mazes_keep_the_generators_promises(side, minimum, count):
     task = data.Maze(tiny(task="maze", size=side, min_path=minimum))
@@ -193,18 +177,15 @@ def test_mazes_keep_the_generators_promises(side, minimum, count):
     assert task.obeys(q, a).all() and not task.obeys(q, q).any() and len(q.unique(dim=0)) == count
     again, other = (data.random_mazes(side, minimum, count, seed=s) for s in (0, 1))
     assert torch.equal(q, again) and not torch.equal(q, other)
-    views, back = task.views(q[:5], 8)
-    assert torch.equal(views[::8], q[:5]) and len(views.unique(dim=0)) == 40
-    assert torch.equal(back(views), q[:5].repeat_interleave(8, 0))
-    task.train = data.Puzzles(q, a, moves)
-    inputs, labels = task.draw(50)
+    assert come_back(task, q[:5], torch.zeros(5).long(), 8) == (40, 40)
+    task.train = data.Puzzles(q, a, moves, 0 * moves)
+    inputs, labels, _ = task.draw(50)
     assert torch.equal(task.mark(inputs)[0], labels) and len(inputs.unique(dim=0)) > 30   # turned first, then marked
     grids = (torch.rand(300, side * side) > 0.4).byte() + 1                 # any maze, with a path or without
     grids[:, 3], grids[:, -5] = 3, 4
     assert task.mark(grids)[1].tolist() == [moves_by_hand(task.text(grid), side) for grid in grids]
     with refused("no 6x6 maze has a shortest path over 35 moves: lower --min_path"):
         data.random_mazes(6, 35, 1)
-
 def test_solved_is_any_shortest_path_and_nothing_else():
     task = data.Maze(tiny(size=4))
     known, answer = task.describe(task.parse(MAZE))
@@ -212,7 +193,7 @@ def test_solved_is_any_shortest_path_and_nothing_else():
     for text, solved in ((MAZE_ANSWER, True), ("S  #o#  oooo # G", True), ("S o#o#  o oo # G", False),   # broken
                          ("Soo#o#oo   o # G", False), ("So # oo    o # G", False), ("Soo# #oo  #o # G", False),
                          ("Soo# #oo   G # o", False), (MAZE, False)):      # longer, through a wall, walls or G changed
-        assert task.obeys(task.parse(MAZE), task.tokens([text])).item() == solved, text
+        assert task.obeys(task.parse(MAZE).inputs, task.tokens([text])).item() == solved, text
     assert task.describe(task.parse("S##G" + "#" * 12)) == ("a maze with no path", None)
     for text, message in ((MAZE[1:], "15 characters"), ("S" + MAZE[1:-1] + "S", "2 S and 0 G"),
                           (MAZE_ANSWER, "row 1, column 2: 'o' is none of # SG")):
@@ -223,13 +204,82 @@ def test_solved_is_any_shortest_path_and_nothing_else():
     for row in rows[1:]:
         with refused("line 3: the answer must mark with 'o' one shortest path"):
             data.read_csv(csv_file(rows[0], row), task)
-
 def test_a_maze_run_from_the_command_line(capsys, monkeypatch):
     assert not trm.main(["train", "maze-small", *TINY, *"--size 4 --min_path 3 --steps 2".split()])
     assert re.search("exact  solved.*to 20 moves .20.*a maze of . moves", capsys.readouterr().out, re.S)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"  S# #       # G\r\n")))
     assert trm.main(["solve", "maze-small", "-"]) == 0 and "  S# #       # G," in capsys.readouterr().out
-
+# ---- ARC -----------------------------------------------------------------------------------------------------------
+PAIR = {"input": [[1, 2, 3]], "output": [[0, 0], [9, 8], [5, 5]]}
+def arc(task={"train": [PAIR, PAIR], "test": [PAIR]}, **files):
+    """A folder with t1 in the set training, as the repositories have it, and the files {path: content}."""
+    for path, content in {"training/t1": task, **files}.items():
+        Path("arc", path).parent.mkdir(parents=True, exist_ok=True)
+        Path("arc", f"{path}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return "arc"
+def arc_task(folder, **changes):
+    return data.ARC(replace(trm.Config(task="arc", size=30, sets="training"), **changes), folder)
+@pytest.mark.parametrize("folder", [None, HERE.parent / "shared" / "data" / "arc"])
+def test_arc_grids_come_back_from_every_symmetry(folder):
+    if folder and not folder.exists():
+        pytest.skip("needs the real tasks")
+    task = arc_task(folder or arc(), sets="training,concept,evaluation" if folder else "training", variants=28)
+    text = [task.text(part[0]) for part in (task.train.inputs, task.train.labels)]
+    assert folder or text == ["[[1, 2, 3]]", "[[0, 0], [9, 8], [5, 5]]"] and len(task.kinds[:29].unique()) == 8
+    for frames in task.train.inputs, task.train.labels:
+        for rows in torch.arange(len(frames)).split(500):
+            come_back(task, frames[rows], task.train.ids[rows], 29 if not folder else 16)
+def test_grids_go_to_every_corner_and_back():
+    small, shift = torch.tensor([[2, 3] + [0] * 898]).expand(4, -1), torch.tensor([[0, 0], [29, 0], [0, 28], [29, 28]])
+    moved = data.frame(small, shift, 30).view(4, 30, 30)
+    assert [moved[i, r, c].item() for i, (r, c) in enumerate(shift.tolist())] == [2] * 4 and (moved > 1).sum() == 8
+    assert (moved == 1).sum((1, 2)).tolist() == [3, 1, 2, 0]               # end marks, where there is room for them
+    assert torch.equal(data.frame(moved.flatten(1), 0 * shift, 30), data.frame(small, 0 * shift, 30))
+    junk = torch.tensor([[5, 6, 0, 4, 7, 0, 1, 1, 4]])                     # the largest rectangle: 56 over 47
+    assert data.crop(junk.view(1, 3, 3).flatten(1), 3).tolist() == [[5, 6, 0, 4, 7, 0, 0, 0, 0]]
+def test_a_thousand_augmentations_are_distinct_and_batches_are_packed():
+    task = arc_task(arc({"train": [{"input": [[*range(10)], [1] * 10], "output": [[1]]}] * 3, "test": [PAIR]}))
+    views, ids, _ = task.views(task.train.inputs[:1], task.train.ids[:1], 1001)
+    assert task.ids == 1001 == len(views.unique(dim=0)) == len(ids.unique())
+    inputs, _, ids = task.draw(30)                                         # all pairs of an identity, one not shifted
+    assert all(len(three.unique()) == 1 for three in ids.split(3)) and len(ids.unique()) > 7
+    corner = (inputs.view(10, 3, 30, 30)[..., 0] > 1).any(2) & (inputs.view(10, 3, 30, 30)[..., 0, :] > 1).any(2)
+    assert corner.any(1).all() and not corner.all()
+def test_sign_sgd_touches_the_rows_of_the_batch_only():
+    puzzles, grads = torch.randn(5, 3), torch.tensor([[1.0, -1, 0], [-3, 2, 0], [0, 0, 5]])
+    before = puzzles.clone()
+    trm.update_puzzles(puzzles, torch.tensor([1, 1, 4]), grads, 0.1, 0.5)
+    assert torch.equal(puzzles[[0, 2, 3]], before[[0, 2, 3]])
+    torch.testing.assert_close(puzzles[[1, 4]], before[[1, 4]] * 0.95 - 0.1 * torch.tensor([[-1.0, 1, 0], [0, 0, 1]]))
+@pytest.mark.parametrize("task, message", [
+    ("{", "t1.json: Expecting property name"), ([], "t1.json: must hold train and test"), ({"train": [PAIR]}, "KeyErr"),
+    ({"train": [PAIR], "test": []}, "t1.json: must hold train and test"),
+    *[({"train": [{**PAIR, "output": grid}], "test": [PAIR]}, "arc/training/t1.json: must hold train and test, lists")
+      for grid in ([[1] * 31], [[1, 2], [3]], [[10]], [], [[]], 7, [[0.5]], "x")]])
+def test_a_bad_arc_file_is_named(task, message):
+    with refused(message):
+        arc_task(arc(task))
+def test_arc_runs_vote_and_submit(capsys):
+    hidden = {"train": [PAIR, PAIR], "test": [{"input": [[4]]}, {"input": [[5, 5]]}]}
+    folder = arc(**{"arc-agi_evaluation_challenges": {"h2": hidden, "h1": hidden}})
+    command = ["train", "arc-small", *TINY, "--data", folder, "--steps", "2", "--size", "6"]
+    assert not trm.main([*command, "--sets", "training"])
+    assert re.search(r"1 tasks: pass@1 .*pass@1000 .*copying the input 0.0 %", capsys.readouterr().out)
+    assert not trm.main([*command, "--sets", "training,evaluation", "--run", "hidden"])
+    assert "pass@" not in capsys.readouterr().out                          # no solutions: only the submission
+    submission = json.loads(Path("submission.json").read_text())
+    assert {name: len(pairs) for name, pairs in submission.items()} == {"h1": 2, "h2": 2}
+    for grid in (pair[f"attempt_{k}"] for pairs in submission.values() for pair in pairs for k in (1, 2)):
+        assert len({len(row) for row in grid}) == 1 and all(0 <= colour <= 9 for row in grid for colour in row)
+    assert not trm.main(["solve", "hidden", "h2:2", "--votes", "3", "--steps", "2"])
+    assert re.search("task h2:.*becomes.*attempt 1.*attempt 2.*truth\nis not told", capsys.readouterr().out, re.S)
+    for flags, message in (("--sets training,training2", "ARC-AGI-1 and 2 are not for training together"),
+                           ("--sets evaluation,training", "evaluation_challenges.json, task h1: must hold"),
+                           ("--sets concept", "arc-agi_concept_challenges.json"), ("--size 1", "no tasks for --sets")):
+        with refused(message):
+            trm.main([*command, "--run", "bad", *flags.split()])
+    with refused("there is no unseen puzzle h2:3"):
+        trm.main(["solve", "hidden", "h2:3"])
 # ---- the network, against the published implementation --------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["mlp", "att", "hrm"])
 def test_published_outputs_losses_and_gradients(kind):
@@ -243,7 +293,8 @@ def test_published_outputs_losses_and_gradients(kind):
     same = lambda mine, theirs: torch.testing.assert_close(mine.double(), theirs.double(), atol=2e-5, rtol=0)
     for count, step in enumerate(reference["steps"], 1):                   # each from the state that the fixture gives
         model.zero_grad()
-        x = model.embed(reference["inputs"], reference["puzzle_ids"])
+        vectors = model.puzzles[reference["puzzle_ids"]].requires_grad_()
+        x = model.embed(reference["inputs"], vectors)
         (y, z), logits, q = trm.deep_recursion(model, x, y, z, cfg.n, cfg.T)
         answer, _, halting = trm.losses(logits, q, labels)
         both = halting
@@ -258,43 +309,36 @@ def test_published_outputs_losses_and_gradients(kind):
                              (y.transpose(0, 1), "z_H"), (z.transpose(0, 1), "z_L")):
             same(mine, step[theirs])
         for name, parameter in model.named_parameters():
-            if name != "puzzles":
-                same(parameter.grad, step["grads"]["model.inner." + trm.published_name(name)])
-        by_row = torch.zeros_like(model.puzzles).index_add(0, reference["puzzle_ids"], step["puzzle_grad"])
-        same(model.puzzles.grad, by_row)                                   # given by batch row there, by identity here
+            same(parameter.grad, step["grads"]["model.inner." + trm.published_name(name)])
+        same(vectors.grad, step["puzzle_grad"])
         y, z = step["z_H"].transpose(0, 1), step["z_L"].transpose(0, 1)
-
 def published(cfg, path):                                                  # a new model in the published layout
     weights = (model := trm.TRM(cfg, 81, 11)).state_dict()
     torch.save({"_orig_mod.model.inner." + trm.published_name(name): w for name, w in weights.items()}, path)
     return model
-
 @pytest.mark.parametrize("base", [trm.Config(prefix=16), trm.PRESETS["sudoku-att"], trm.HRM])
 def test_a_published_checkpoint_is_evaluated_like_the_model_it_holds(base, capsys):
     cfg = replace(base, D=32, heads=4, n=2, T=1, prefix=base.prefix or 16, test_size=20, N_eval=2)
-    model, again = published(cfg, "step_9"), trm.load_published("step_9", heads=4)
+    model, again = published(cfg, "step_9"), trm.load_published(trm.load("step_9"), heads=4)
     assert (again.cfg.networks, again.cfg.n_layers, again.cfg.mixing) == (cfg.networks, cfg.n_layers, cfg.mixing)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     flags = "--heads 4 --n 2 --T 1 --test_size 20 --batch 20 --train_size 40".split()
     assert not trm.main(["eval", "step_9", *flags, "--steps", "2"]) and "20 unseen puzzles" in capsys.readouterr().out
     assert not trm.main(["solve", "step_9", EASY, *flags, "--steps", "1"])
-    answers, q, _ = next(trm.think(model, data.Sudoku(cfg).parse(EASY), 1))
-    right = (answers == data.Sudoku(cfg).parse(EASY_ANSWER)).sum()
+    answers, q, _ = next(trm.think(model, data.Sudoku(cfg).parse(EASY).inputs, 1))
+    right = (answers == data.Sudoku(cfg).parse(EASY_ANSWER).inputs).sum()
     assert f"probability {q[0, 0].sigmoid():.3f}, {right} of 81 cells" in capsys.readouterr().out
-
 def test_a_published_checkpoint_that_does_not_fit_names_the_keys():
     published(trm.Config(D=32, prefix=16), "step_9")
     head = "_orig_mod.model.inner.lm_head.weight"
-    for key, value, message in ((head, [], "1 keys are wrong: lm_head.weight is (), not (11, 32)"),
-                                (head, torch.zeros(3, 32), "lm_head.weight is (3, 32), not (11, 32)"),
-                                ("more", torch.zeros(1), "more is (1,), not absent")):
+    for key, value, message in ((head, [], "the checkpoint does not fit: While copying the parameter named"),
+                                (head, torch.zeros(3, 32), "mismatch for output_weight: copying a param with shape"),
+                                ("more", torch.zeros(1), 'Unexpected key(s) in state_dict: "more"')):
         with refused(message):
             trm.load_published({**torch.load("step_9", weights_only=True), key: value})
-    for content in b"", b"not a checkpoint", Path("step_9").read_bytes()[:5000]:
-        Path("cut").write_bytes(content)
-        with refused("cut is damaged or no checkpoint"):
-            trm.load_published("cut")
-
+    Path("cut").write_bytes(Path("step_9").read_bytes()[:5000])
+    with refused("cut is damaged or no checkpoint"):
+        trm.load("cut")
 def test_initial_weights_flops_and_the_standard_deviation_asked_for():
     w = trm.trunc_normal(1000, 1000, std=0.02)
     assert abs(w.std().item() - 0.02) < 1e-4 and w.abs().max() <= 0.02 * 2 / 0.8796 + 1e-6
@@ -305,7 +349,6 @@ def test_initial_weights_flops_and_the_standard_deviation_asked_for():
     assert trm.SwiGLU(32, -1, cfg).down.shape[1] == trm.SwiGLU(36, 0, cfg).down.shape[1] == 96
     network = 2 * per_block * 8 * (9 + 2 * 3)                              # 9 forward, 3 backward at twice the cost
     assert trm.flops(cfg, data.Sudoku(cfg)) == pytest.approx(2 * (network + heads), rel=0.01)
-
 @pytest.mark.parametrize("mixing", ["mlp", "attention"])
 def test_gradient_flows_through_exactly_the_last_recursion(mixing):
     (model, x, y, z), calls = started(mixing=mixing), []
@@ -322,7 +365,6 @@ def test_gradient_flows_through_exactly_the_last_recursion(mixing):
     z = net(net(z + (y + x)) + (y + x))
     by_hand, = torch.autograd.grad(model.output_head(net(y + z)).sum(), [net[0].mlp.down])
     assert torch.equal(by_hand, gradients[2])
-
 def test_the_losses_by_hand_and_at_extreme_logits():
     for label, p in (1, 2 / 3.5), (2, 0.5 / 3.5), (0, 1):                  # s = 1, 2, 1/2; 0, padding, does not count
         loss = trm.stablemax_cross_entropy(torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([label]))
@@ -336,28 +378,29 @@ def test_the_losses_by_hand_and_at_extreme_logits():
     answer, right, halting = trm.losses(logits, torch.tensor([[2.0, 0], [2.0, 0]]), labels)
     assert right.tolist() == [True, False] and answer.tolist() == pytest.approx([-np.log(2 / 5), -np.log(1 / 4)])
     assert halting.tolist() == pytest.approx([np.log(1 + np.exp(-2)), 2 + np.log(1 + np.exp(-2))])
-
 # ---- deep supervision ----------------------------------------------------------------------------------------------
 def test_slots_refill_only_when_halted():
     (model, _, y0, _), halted = started(), torch.tensor([True, False] * 4)
     first = trm.refill(None, model, tiny_task(model.cfg))
     assert (first["inputs"] > 0).all() and (first["count"] == 0).all() and torch.equal(first["y"][:, :4], y0)
-    old = {name: part + 1 for name, part in first.items() if name != "halted"}
+    old = {name: part + 1 for name, part in first.items() if name not in ("halted", "minimum", "means", "grads")}
     new = trm.refill({**old, "halted": halted}, model, tiny_task(model.cfg))
     for name, part in old.items():
         axis = 1 if name in "yz" else 0                                    # of the slots
         assert torch.equal(new[name].movedim(axis, 0)[~halted], part.movedim(axis, 0)[~halted])
         assert name[-1] in "s" or torch.equal(*(v[name].movedim(axis, 0)[halted] for v in (new, first)))
-
-def test_halting_counts_and_exploration():
-    B = 100_000
-    count, sure, unsure = (lambda c: torch.full((B,), c)), torch.ones(B), -torch.ones(B)
-    assert trm.halt(count(16), unsure, 16, 0.1).all() and not trm.halt(count(15), unsure, 16, 0.1).any()
-    assert trm.halt(count(1), sure, 16, 0.0).all()
-    for c in 1, 2, 9, 15:                                                  # stays with 0.1 P(minimum > c)
-        stays = 1 - trm.halt(count(c), sure, 16, 0.1).float().mean().item()
-        assert stays == pytest.approx(0.1 * (16 - max(c, 1)) / 15, abs=0.005)
-
+def test_halting_and_exploration(monkeypatch):
+    model = trm.TRM(tiny(size=6, batch=40_000, N_sup=5, D=2, mixing="attention", heads=1), 36, 8)
+    minimum = trm.refill(None, model, tiny_task(model.cfg))["minimum"]
+    shares = [(minimum == m).float().mean().item() for m in range(7)]      # a tenth explores
+    assert shares == pytest.approx([0.9, 0, 0.025, 0.025, 0.025, 0.025, 0], abs=0.005)
+    task = tiny_task(tiny(size=6))
+    slots = trm.refill(None, started()[0], task)
+    slots.update(count=torch.tensor([0, 1, 1, 1, 2, 2, 2, 3]), minimum=torch.tensor([0, 0, 2, 3, 3, 4, 0, 4]))
+    monkeypatch.setattr(trm, "refill", lambda *_: {name: part.clone() for name, part in slots.items()})
+    for sure, halted in (9, [1, 1, 1, 0, 1, 0, 1, 1]), (-9, [0, 0, 0, 0, 0, 0, 0, 1]):   # all at N_sup = 4
+        (model := started()[0]).q_bias.data[:] = sure
+        assert trm.train_step(model, *learner(model), None, task, 0)[0]["halted"].tolist() == [bool(h) for h in halted]
 def test_a_training_step_is_one_supervision_step():
     model = started(warmup=4, lr=1e-2, steps=10, lr_final=0.5, ema=0.9)[0]
     task, ema = tiny_task(model.cfg), trm.AveragedModel(model, multi_avg_fn=trm.get_ema_multi_avg_fn(0.9))
@@ -374,12 +417,10 @@ def test_a_training_step_is_one_supervision_step():
         slots, _ = trm.train_step(model, ema, optimizer, slots, task, step)
         counts.append(slots["count"][0].item())
     assert counts == [2, 1, 2, 3, 1, 2, 3, 4, 5, 6]
-
 PAPER = [("", 42, 1, "4.9"), ("--q_learning", 42, 2, "4.9"), ("--networks 2", 42, 1, "9.7"), ("--ema 0", 42, 1, "4.9"),
          ("--n_layers 4 --n 3", 48, 1, "9.7"), ("--mixing attention", 42, 1, "6.8"), ("--T 2 --n 2", 12, 1, "4.9"),
          ("--one_step", 42, 1, "4.9"), ("--features z", 42, 1, "4.9"), ("--features multi", 42, 1, "4.9"),
          ("--N_sup 1", 42, 1, "4.9"), ("--n 2 --T 1", 6, 1, "4.9"), ("hrm", 24, 2, "27"), ("direct", 8, 1, "27")]
-
 def test_headers_state_the_papers_columns(capsys):
     for flags, depth, passes, millions in PAPER:
         preset = f"sudoku-{flags}" if flags in ("hrm", "direct") else f"sudoku {flags}"
@@ -389,7 +430,6 @@ def test_headers_state_the_papers_columns(capsys):
         assert f"T(n+1)layers = {depth}," in out and f"forward passes in each: {passes}\n" in out, flags
         assert f"{parameters:.2g}" == millions and not Path("runs").exists(), flags
         assert flags or " 24 TFLOP per step of 768" in out
-
 def test_one_feature_and_one_for_each_inner_step():
     model, x, y, z = started(features="z")
     (net,), after = model.nets, trm.deep_recursion(model, x, y, z, 3, 2)[0]
@@ -403,7 +443,6 @@ def test_one_feature_and_one_for_each_inner_step():
             z[i] = net(x + y + sum(z))
         y = net(y + sum(z))
     torch.testing.assert_close(after, (y, torch.stack(z)), atol=1e-4, rtol=0)
-
 def test_hrm_the_one_step_gradient_and_halting_where_it_is_worth_more():
     (model, x, y, z), calls = started(networks=2, one_step=True, q_learning=True), []
     for name, net in zip("LH", model.nets):
@@ -415,14 +454,12 @@ def test_hrm_the_one_step_gradient_and_halting_where_it_is_worth_more():
         target = trm.continue_target(model, x, y, z, torch.tensor([True, False] * 2))
         assert torch.equal(target, torch.tensor([values[0], max(values)] * 2).sigmoid())
         assert (next(trm.think(model, torch.ones(1, 36), 1))[1] > 0) == sure
-
 # ---- runs ----------------------------------------------------------------------------------------------------------
 def equal(a, b):
     if isinstance(a, (dict, list, tuple)):
         a, b = (part.items() if isinstance(part, dict) else part for part in (a, b))
         return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(monkeypatch, capsys):
     command = ["train", "sudoku-6x6", *TINY, "--steps", "14"]
     assert not trm.main([*command, "--run", "whole"])
@@ -436,7 +473,6 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(monkeypatch, capsys
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     log = Path("runs/cut/log.csv").read_text()
     assert re.fullmatch(r"step,of,seconds,.*,loss,answer,halting,solved,halted,unseen\n(.*\n)*14,.*\n", log)
-
 def test_runs_are_evaluated_solved_and_not_overwritten(capsys, monkeypatch):
     train = ["train", "sudoku-6x6", *TINY, "--steps", "3"]
     assert not trm.main(train)
@@ -464,35 +500,33 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys, monkeypatch):
     assert table[0][-2:] == ["exact of 1", "exact of 4"] and [row[0] for row in table[1:]] == list("12348")
     assert len(capsys.readouterr().out.splitlines()) == len(table) + 2
     assert not trm.main([*train, "--overwrite", "--seed", "1"]) and checkpoint("sudoku-6x6")["config"]["seed"] == 1
-
 def thinker(**changes):                                                    # a random model, sure of some puzzles
     model = started(T=8, **changes)[0]
     [weight.data.mul_(0.1) for weight in model.nets.parameters()]          # weak layers: its answers come to rest
     model.output_weight.data[3:], model.q_bias.data[:] = 0, 0
     torch.nn.init.normal_(model.q_weight, std=0.3)
     return model, tiny_task(model.cfg)
-
 def thoughts(model, task, steps, **changes):
     model.cfg = replace(model.cfg, **changes)
     return [(answers.clone(), q.clone()) for answers, q, _ in trm.think(model, task.train.inputs, steps, task)]
-
 def test_evaluation_equals_a_plain_loop_whatever_the_batch():
     model, task = thinker(batch=2, all_steps=True)
-    cells, exact, _, q = trm.evaluate(model, task, task.train[:19], 3)[:, 0]   # the last batch is not full
-    x, (y, z) = model.embed(task.train.inputs[:19]), model.initial(19)
+    cells, exact, _, q, _ = trm.evaluate(model, task, task.train[:19], 3)[0][:, 0]   # the last batch is not full
+    x, (y, z) = model.embed(task.train.inputs[:19], None), model.initial(19)
     for k in range(3):
         (y, z), logits, head = trm.deep_recursion(model, x, y, z, 2, 8)
         right = (logits.argmax(-1) == task.train.labels[:19]).float()
         assert equal([cells[k], exact[k]], [right.mean(1), right.amin(1)])
         torch.testing.assert_close(q[k], head[:, 0], atol=1e-4, rtol=0)
-
 def test_who_is_chosen():
     answers = torch.tensor([[1, 2, 2, 3], [1, 2, 3, 3], [1, 1, 2, 2]])[:, :, None]   # of three puzzles
     q = torch.tensor([[-1.0, -3, -2, 5], [-1, 9, -4, -3], [2, -2, 1, 1]])
     for pick, expected in ("q", [3, 2, 1]), ("vote", [2, 3, 2]):           # in a tie probabilities .88, .12 lose to .73
-        assert trm.choose(answers, q, pick)[0].flatten().tolist() == expected
+        assert trm.choose(answers, q, pick)[0][:, 0, 0].tolist() == expected
     assert trm.choose(answers[:, :2], q[:, :2], "vote")[1].tolist() == [-1, 9, 2]
-
+    best, _, rank = trm.choose(answers, q, "vote", torch.tensor([[3], [2], [4]]))
+    assert best[:, 1, 0].tolist() == [3, 2, 1] and rank.tolist() == [1, 1, math.inf]
+    assert trm.choose(answers[:, :1], q[:, :1], "q")[0][:, :, 0].tolist() == [[1, 1]] * 3   # there is no second
 def test_early_exit_drops_exactly_the_sure_ones_and_keeps_the_order():
     model, task = thinker()
     full, sizes = thoughts(model, task, 4, all_steps=True), []
@@ -507,15 +541,14 @@ def test_early_exit_drops_exactly_the_sure_ones_and_keeps_the_order():
             torch.testing.assert_close([answers[p], q[p]], [v[p] for v in full[min(k, end)]], atol=1e-4, rtol=0)
     model.q_bias.data -= 99                                                # nobody exits: the same, bit for bit
     assert equal(thoughts(model, task, 4, all_steps=True), thoughts(model, task, 4, all_steps=False))
-
 def test_rollouts_are_plain_without_noise_repeat_with_it_and_leave_with_the_first_sure_one():
     model, task = thinker()
-    plain = trm.evaluate(model, task, task.train, 3)
+    plain = trm.evaluate(model, task, task.train, 3)[0]
     model.cfg = replace(model.cfg, rollouts=6)
-    many, state = trm.evaluate(model, task, task.train, 3), torch.get_rng_state()
-    torch.testing.assert_close(many, plain.expand(4, 3, 3, 40), atol=1e-4, rtol=0)   # of 1, 4 and 6 copies
+    many, state = trm.evaluate(model, task, task.train, 3)[0], torch.get_rng_state()
+    torch.testing.assert_close(many, plain.expand(5, 3, 3, 40), atol=1e-4, rtol=0)   # of 1, 4 and 6 copies
     model.cfg = replace(model.cfg, noise=0.5)
-    noisy, again = (trm.evaluate(model, task, task.train, 3) for _ in range(2))
+    noisy, again = (trm.evaluate(model, task, task.train, 3)[0] for _ in range(2))
     assert equal(noisy, again) and torch.equal(state, torch.get_rng_state())
     assert (noisy[3, 0] != noisy[3, 2]).any() and (noisy[3, 2] >= noisy[3, 0]).all()   # the best q of more is higher
     def gone(**changes):
@@ -525,7 +558,16 @@ def test_rollouts_are_plain_without_noise_repeat_with_it_and_leave_with_the_firs
     with_whom = torch.cat([sure[:, :w].any(1, True).expand(-1, more) for w, more in ((1, 1), (4, 3), (6, 2))], 1)
     assert sure.any() and not with_whom.all() and torch.equal(left, with_whom)   # with one counted in the same width
     assert torch.equal(*gone(pick="vote", augment=2)) and model.cfg.widths == [2, 8, 12]   # here each for itself
-
+def test_micro_batches_and_two_processes_equal_one_batch():
+    run = lambda name, *flags, n=1: subprocess.run(
+        [sys.executable, *f"-m torch.distributed.run --standalone --nproc-per-node={n} -- {HERE}/trm.py train".split(),
+         "sudoku-6x6", *TINY, *"--steps 6 --prefix 1 --explore 0.5 --lr 1e-3 --run".split(), name, *flags],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for done in run("one"), run("micro", "--micro_batch", "3"), run("two", n=2):
+        assert done.returncode == 0 and done.stdout.count("unseen puzzles,") == 2, done.stderr
+    one, *others = (checkpoint(name)["model"] for name in ("one", "micro", "two"))
+    for other in others:
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 def test_from_the_shell_with_a_compiler_without_one_and_with_a_mistake():
     shell = lambda *args, **env: subprocess.run([sys.executable, str(HERE / "trm.py"), "train", *args],
                                                 capture_output=True, text=True, env={**os.environ, **env})
@@ -536,20 +578,17 @@ def test_from_the_shell_with_a_compiler_without_one_and_with_a_mistake():
         assert any(Path(cache).rglob("*.so")) == (not change)
     run = shell("soduku")
     assert (run.returncode, run.stdout, run.stderr) == (2, "", "trm.py: unknown preset soduku; did you mean sudoku?\n")
-
 def test_every_variant_trains_saves_loads_and_evaluates(capsys):
     for flags in [flags for flags, *_ in PAPER[1:]] + ["--dtype bfloat16"]:
         preset = f"sudoku-{flags}" if flags in ("hrm", "direct") else f"sudoku-6x6 {flags}"
         assert not trm.main(["train", *TINY, *f"{preset} --size 6 --prefix 2 --steps 2 --run it --overwrite".split()])
         assert checkpoint("it")["slots"]["y"].dtype == (torch.bfloat16 if "bfloat16" in flags else torch.float32)
         assert not trm.main(["eval", "it", "--steps", "3"]) and "20 unseen puzzles" in capsys.readouterr().out
-
 def test_a_small_network_learns_puzzles_it_has_not_seen():
     """A third of the preset's steps, to 60% of unseen puzzles whole; the preset itself is measured in the README."""
     assert not trm.main(["train", "sudoku-6x6", "--steps", "500", "--ema", "0.99", "--test_size", "256"])
     task, _, ema = trm.build((saved := trm.load("runs/sudoku-6x6/checkpoint.pt"))["config"], None, saved)
-    assert trm.evaluate(ema.module, task, task.test, 8)[1, -1, -1].mean() > 0.6
-
+    assert trm.evaluate(ema.module, task, task.test, 8)[0][1, -1, -1].mean() > 0.6
 @pytest.mark.parametrize("command, message", [
     ("train sudoku-smal", "unknown preset sudoku-smal; did you mean sudoku-small?"),
     ("train sudoku --stpes 3", "unknown argument --stpes; did you mean --steps?"),
@@ -557,11 +596,11 @@ def test_a_small_network_learns_puzzles_it_has_not_seen():
     ("train sudoku --lr nan", "--lr nan: must be at least 0 and below inf"),
     ("train sudoku --T 0", "--T 0: must be at least 1"), ("train sudoku-att --heads 7", "--heads 7: D 512 must divide"),
     ("train sudoku --mixing conv", "--mixing conv: must be one of mlp, attention"),
-    ("train sudoku --size 8 --steps 0", "--size 8: Sudoku comes in size 6 and 9"),
+    ("train sudoku --size 8 --steps 0", "--size 8: sudoku comes in sizes 6, 9"),
     ("train sudoku --data nowhere --steps 0", "nowhere/train.csv: No such file or directory"),
     ("eval sudoku", "there is no run sudoku"), ("solve brokn", "there is no run brokn; did you mean broken?"),
     ("eval broken", "runs/broken/checkpoint.pt is damaged or no checkpoint"),
-    ("eval fits --steps 0", "--N_eval 0: must be at least 1"), ("eval fits --D 64", "other shapes than these flags"),
+    ("eval fits --steps 0", "--N_eval 0: must be at least 1"), ("eval fits --D 64", "not fit: size mismatch for token"),
     ("eval sudoku 53", "puzzle is for solve, not for eval"), ("solve sudoku --csv x", "csv is for eval, not for solve"),
     ("fly", "argument command: invalid choice: 'fly'"), ("", "the following arguments are required: command")])
 def test_a_mistake_ends_in_one_line(command, message):
@@ -571,7 +610,6 @@ def test_a_mistake_ends_in_one_line(command, message):
         assert not trm.main(["train", "sudoku-6x6", *TINY, "--steps", "1", "--run", "fits"])
     with refused(message):
         trm.main(shlex.split(command))
-
 def test_a_checkpoint_with_code_is_refused_and_one_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     class Evil:
         __reduce__ = lambda self: (os.mkdir, ("made by a checkpoint",))
@@ -585,7 +623,6 @@ def test_a_checkpoint_with_code_is_refused_and_one_that_cannot_be_written_leaves
     with refused("what was saved before is kept: [Errno 28] No space left"):
         trm.save(Path("checkpoint.pt"), model.cfg, model, step=2)
     assert torch.load("checkpoint.pt", weights_only=True)["step"] == 1
-
 def test_the_commands_of_the_readme_exist():
     readme, makefile = (HERE / "README.md").read_text(), (HERE / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))

@@ -5,32 +5,33 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
     latent_recursion, deep_recursion          z n times, then y; T times                   Figure 3, section 4.1-4.2
     single_z, multi_scale_z, continue_target  what it is compared with: Table 2, HRM       sections 2 and 4.2
     stablemax_cross_entropy, losses           is the answer right, and does it know        sections 2.5 and 4.6
-    refill, halt, train_step                  deep supervision, one optimizer step         section 2.4
+    refill, train_step                        deep supervision, one optimizer step         section 2.4
     think, evaluate, train, main              evaluation, training, the three commands     section 5
-Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]: with
-the sequence first, mixing over it and over D are one plain matrix product each, and nothing is transposed."""
-import argparse, math, os, signal, sys, time, timeit
+Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]:
+mixing over the sequence and over D are one plain matrix product each, and nothing is transposed."""
+import argparse, csv, itertools, math, os, signal, sys, time, timeit
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # before torch: its idle threads soon sleep, others need the cores
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-import torch, torch.nn as nn, torch.optim as optim, torch.nn.functional as F
+import torch, torch.distributed as dist, torch.nn as nn, torch.optim as optim, torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 import data
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
+RANK, WORLD, LOCAL = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+DEVICE = torch.device("cuda", LOCAL) if torch.cuda.is_available() else torch.device("cpu")
 def doc(default, text, *allowed):
     """A Config field: its default, the line that --help prints, and what is allowed: [low, high) or a set of words."""
     return field(default=default, metadata={"help": text, "allowed": allowed or (1, math.inf)})
 
 @dataclass(frozen=True)
 class Config:
-    """Every hyper-parameter, each a flag too. The defaults are the paper's TRM-MLP for Sudoku-Extreme, and sections are
-    the paper's. Raises ValueError, naming the flag, where a value is not allowed."""
+    """Every hyper-parameter, a flag each; by default the paper's TRM-MLP for Sudoku-Extreme. Raises ValueError."""
     task: str = doc("sudoku", "puzzle family", *data.TASKS)
     size: int = doc(9, "side of the grid")
     min_path: int = doc(110, "mazes: the shortest path from start to goal has more moves than this", 0, 900)
-    train_size: int = doc(1000, "training puzzles; of a --data folder as many are drawn by the seed (section 5)")
+    sets: str = doc("training,concept,evaluation", "ARC: task sets; the test pairs of the last are unseen", "")
+    variants: int = doc(1000, "ARC: most augmentations of a task, each an identity of its own (section 5)", 0, 5000)
+    train_size: int = doc(1000, "training puzzles, of a --data folder drawn by the seed (section 5); ARC: tasks a set")
     test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, math.inf)
     seed: int = doc(0, "seed of the built-in puzzles, of the weights and of training", 0, 2 ** 31)
     D: int = doc(512, "hidden size (section 5)")
@@ -57,10 +58,12 @@ class Config:
     explore: float = doc(0.1, "chance that a slot must think for 2..N_sup steps before it may halt (section 2.5)", 0, 1)
     steps: int = doc(65_000, "optimizer steps; 0 prints what would be trained and stops", 0, math.inf)
     batch: int = doc(768, "puzzles in an optimizer step (section 5)")
+    micro_batch: int = doc(768, "puzzles at once, gradients add up: less needs less memory")
     lr: float = doc(1e-4, "learning rate of AdamW (section 5)", 0, math.inf)
     lr_final: float = doc(1.0, "share of it left at the end, reached linearly; 1: constant, the paper's", 0, math.inf)
     warmup: int = doc(2000, "steps of linear warm-up (section 5)")
     weight_decay: float = doc(1.0, "decoupled weight decay (section 5)", 0, math.inf)
+    puzzle_lr: float = doc(1e-2, "learning rate of the puzzle embeddings (section 5)", 0, math.inf)
     beta1: float = doc(0.9, "AdamW's decay of the mean gradient (section 5)", 0, 1)
     beta2: float = doc(0.95, "AdamW's decay of the mean squared gradient (section 5)", 0, 1)
     ema: float = doc(0.999, "decay of the averaged weights, which are the ones evaluated (section 4.7)", 0, 1)
@@ -69,39 +72,37 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, allowed = getattr(self, f.name), f.metadata["allowed"]
-            if f.type is str and value not in allowed:
+            if f.type is str and value not in allowed and allowed != ("",):
                 data.refuse(f"--{f.name} {value}: must be one of {', '.join(allowed)}")
             if f.type in (int, float) and not allowed[0] <= value < allowed[1]:
                 data.refuse(f"--{f.name} {value}: must be at least {allowed[0]} and below {allowed[1]}")
         if self.mixing == "attention" and self.D % (2 * self.heads):
-            raise ValueError(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
-    @property
-    def widths(self):
-        """How many copies of a puzzle are evaluated, and the smaller numbers for which that gives the accuracy too."""
-        return [self.augment * k for k in (1, 4, 16, 64, 256) if k < self.rollouts] + [self.augment * self.rollouts]
+            data.refuse(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
+    widths = property(lambda self: [self.augment * k for k in (1, 4, 16, 64, 256) if k < self.rollouts]
+                      + [self.augment * self.rollouts])   # the numbers of copies for which accuracy is told
 
 # Sized for two CPU cores: no recursion without gradient, narrow SwiGLUs, a short EMA for short runs; README says why.
 SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
                weight_decay=0.1, ema=0.995)
 HRM = Config(mixing="attention", n_layers=4, networks=2, n=2, T=2, one_step=True, q_learning=True, ema=0.0, prefix=1)
+ARC1 = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1, augment=1001, pick="vote")
 PRESETS = {
-    "sudoku": Config(),
-    "sudoku-att": Config(mixing="attention"),
-    "sudoku-hrm": HRM,                                                     # Table 1's first row
+    "sudoku": Config(), "sudoku-att": Config(mixing="attention"), "sudoku-hrm": HRM,
     "sudoku-direct": replace(HRM, n=1, T=1, N_sup=1, N_eval=1, one_step=False, q_learning=False),   # Table 4's first
     "sudoku-small": replace(SMALL, N_sup=16, N_start=0.125, N_eval=32, lr=3e-3, lr_final=0.1, ema=0.997, steps=7000),
+    "arc1": ARC1, "arc2": replace(ARC1, sets="training2,concept,evaluation2"),
+    "arc-small": replace(SMALL, task="arc", sets="training", size=6, variants=16, prefix=1, N_sup=16, N_start=0.125,
+                         augment=17, pick="vote", lr=3e-3, steps=5000),
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-mlp": Config(task="maze", size=30, n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_sup=16, N_start=0.125, lr=3e-3, steps=5000),
     "sudoku-6x6": replace(SMALL, size=6, weight_decay=1.0, steps=1250),
 }
-
 # ---- The network (section 4.2-4.5) ----------------------------------------------------------------------------------
 def trunc_normal(*shape, std=None):
     """A parameter from the normal distribution cut at two sigma; std (None: 1 / sqrt(fan-in)) is that after the cut."""
     sigma = (std or shape[-1] ** -0.5) / 0.87962566103423978               # which a unit normal cut at +-2 has
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=sigma, a=-2 * sigma, b=2 * sigma))
-
 def norm(h, dim):
     """Root-mean-square norm over `dim`, in float32, without a learned scale."""
     v = h.float()
@@ -130,15 +131,14 @@ class Attention(nn.Module):
         self.heads, head = cfg.heads, cfg.D // cfg.heads
         self.qkv = trunc_normal(3 * cfg.D, cfg.D)       # rows: all q heads, all k heads, all v heads
         self.out = trunc_normal(cfg.D, cfg.D)
-        angle = torch.outer(torch.arange(S), 10000.0 ** (-torch.arange(0, head, 2) / head)).repeat(1, 2)   # [S, head]
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        angle = torch.outer(torch.arange(S), 10000.0 ** (-torch.arange(0, head, 2) / head)).repeat(1, 2)
+        self.register_buffer("turn", torch.stack([angle.cos(), angle.sin()]), persistent=False)   # [2, S, head]
     def forward(self, h):                                                  # [S, B, D]
         S, B, D = h.shape
         qkv = F.linear(h, self.qkv.to(h.dtype)).view(S, B, 3, self.heads, -1)
         v = qkv[:, :, 2].permute(1, 2, 0, 3)                               # [B, heads, S, head]
         a, b = qkv.permute(2, 1, 3, 0, 4)[:2].float().chunk(2, -1)         # halves of q and k, turned by position
-        q, k = (torch.cat([a, b], -1) * self.cos + torch.cat([-b, a], -1) * self.sin).to(h.dtype)
+        q, k = (torch.cat([a, b], -1) * self.turn[0] + torch.cat([-b, a], -1) * self.turn[1]).to(h.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return F.linear(mixed.permute(2, 0, 1, 3).reshape(S, B, D), self.out.to(h.dtype))
 
@@ -147,21 +147,19 @@ class Block(nn.Module):
     sequence where an MLP mixes, as published: checkpoints depend on it, and it learns twice as fast per step."""
     def __init__(self, S, cfg):
         super().__init__()
-        self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
-        self.mix_norm = 0 if cfg.mixing == "mlp" else -1
+        self.mix, self.mix_norm = (SwiGLU(S, 0, cfg), 0) if cfg.mixing == "mlp" else (Attention(S, cfg), -1)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
     def forward(self, h):
         h = norm(h + self.mix(h), self.mix_norm)
         return norm(h + self.mlp(h), -1)
 
 class TRM(nn.Module):
-    """Token and puzzle embedding, one network (HRM: two) in `nets`, two heads (Figure 1). The network sees x + y + z
-    when it updates z and y + z when it updates y: x or no x tells it which (section 4.3)."""
+    """Embeddings, one network (HRM: two) in `nets`, two heads (Figure 1): x in its input tells it to update z (4.3)."""
     def __init__(self, cfg, length, vocab, ids=1, dtype=torch.float32):
         super().__init__()
         self.cfg, self.length, self.dtype = cfg, length, dtype             # the arithmetic's dtype; weights are float32
         self.tokens = trunc_normal(vocab, cfg.D)
-        self.puzzles = nn.Parameter(torch.zeros(ids, cfg.D)) if cfg.prefix else None
+        self.register_buffer("puzzles", torch.zeros(ids, cfg.D) if cfg.prefix else None)   # see update_puzzles
         self.nets = nn.ModuleList([nn.Sequential(*[Block(cfg.prefix + length, cfg) for _ in range(cfg.n_layers)])
                                    for _ in range(cfg.networks)])
         self.register_buffer("y_init", trunc_normal(cfg.D, std=1.0).data)  # fixed, the same at every position
@@ -169,12 +167,11 @@ class TRM(nn.Module):
         self.output_weight = trunc_normal(vocab, cfg.D)
         self.q_weight = nn.Parameter(torch.zeros(2, cfg.D))                # halt; the second row is HRM's "continue"
         self.q_bias = nn.Parameter(torch.full((2,), -5.0))
-    def embed(self, inputs, ids=None):
-        """Tokens [B, L] (and identities [B] where there is a prefix) to x [S, B, D]."""
+    def embed(self, inputs, vectors):
+        """Tokens [B, L], and where there is a prefix puzzle vectors [B, D], to x [S, B, D]."""
         x = F.embedding(inputs.T.long(), self.tokens)                      # [L, B, D]
         if self.puzzles is not None:
-            vectors = self.puzzles[torch.zeros_like(inputs[:, 0]).long() if ids is None else ids][None]   # [1, B, D]
-            x = torch.cat([F.pad(vectors, (0, 0, 0, 0, 0, self.cfg.prefix - 1)), x])   # the prefix is padded with zeros
+            x = torch.cat([F.pad(vectors[None], (0, 0, 0, 0, 0, self.cfg.prefix - 1)), x])   # padded with zeros
         return (self.cfg.D ** 0.5 * x).to(self.dtype)
     def output_head(self, y):
         """Logits of every cell, [B, L, V] float32, from y [S, B, D]."""
@@ -186,7 +183,6 @@ class TRM(nn.Module):
         """y_init and z_init for B puzzles: two [S, B, D], z_init [n, S, B, D] where z is multi-scale."""
         y, z = (v.to(self.dtype).expand(self.cfg.prefix + self.length, B, -1) for v in (self.y_init, self.z_init))
         return y, z.expand(self.cfg.n, *z.shape) if self.cfg.features == "multi" else z
-
 # ---- The recursion (Figure 3). All tensors are [S, B, D]. -----------------------------------------------------------
 def latent_recursion(f_L, f_H, x, y, z, n):
     """Improve the latent z n times given question and answer, then the answer y once given z. In TRM f_L is f_H."""
@@ -194,7 +190,6 @@ def latent_recursion(f_L, f_H, x, y, z, n):
         z = f_L(z + (y + x))                    # this order of the sum, as published: rounding is amplified
     y = f_H(y + z)
     return y, z
-
 def deep_recursion(model, x, y, z, n, T):
     """One supervision step: T - 1 recursions without gradient, one with. Returns detached (y, z), logits, q."""
     recursion = {"yz": latent_recursion, "z": single_z, "multi": multi_scale_z}[model.cfg.features]
@@ -207,25 +202,20 @@ def deep_recursion(model, x, y, z, n, T):
             n = 1
     y, z = recursion(f_L, f_H, x, y, z, n)
     return (y.detach(), z.detach()), model.output_head(y), model.q_head(y)
-
 def single_z(f_L, f_H, x, y, z, n):
     """Table 2, one feature instead of two: z = net(x + z) n times, then z = net(z), which is the answer too."""
     y, _ = latent_recursion(f_L, f_H, x, torch.zeros_like(y), z, n)
     return y, y
-
 def multi_scale_z(f_L, f_H, x, y, z, n):
     """Table 2, n + 1 features: each of the n inner updates sees all z [n, S, B, D] and renews the oldest, its own."""
     for _ in range(n):
         z = torch.cat([z[1:], f_L(z.sum(0) + (y + x))[None]])
     return f_H(y + z.sum(0)), z
-
 def continue_target(model, x, y, z, last):
-    """HRM's target [B] for the value of going on, from a second forward pass: the better value of the next supervision
-    step, or that of halting where this step is the `last` [B] bool (section 2.5)."""
+    """HRM's target [B] for going on: the next step's better value, where it is the `last`, that of halting (2.5)."""
     with torch.no_grad():
         q = deep_recursion(model, x, y, z, model.cfg.n, model.cfg.T)[2]
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
-
 def stablemax_cross_entropy(logits, labels):
     """-log p of each label, in float64, with p = s / sum s and s(v) = v + 1 for v >= 0, 1 / (1 - v) below.
     logits [..., V] float, labels [...] int64; returns [...] float64, 0 where the label is padding."""
@@ -233,7 +223,6 @@ def stablemax_cross_entropy(logits, labels):
     s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))               # the clamp keeps 1 / 0 out of the gradient
     p = s.gather(-1, labels[..., None])[..., 0] / s.sum(-1)
     return torch.where(labels == 0, 0, -p.log())
-
 def losses(logits, q, labels):
     """Of each puzzle, from logits [B, L, V], q [B, 2] and labels [B, L] int64: the answer loss [B] float64 (mean over
     labelled cells), are all of them right now [B] bool, and the halting loss [B], the cross-entropy of q to that."""
@@ -242,59 +231,72 @@ def losses(logits, q, labels):
     right = ((logits.argmax(-1) == labels) | ~labelled).all(1)
     halting = F.binary_cross_entropy_with_logits(q[:, 0], right.float(), reduction="none")
     return answer, right, halting
-
 # ---- Deep supervision (section 2.4) ----------------------------------------------------------------------------------
-# The paper loops N_sup times over one batch. Here, as in the published code, every row of the batch is a slot with its
-# own puzzle, (y, z) and count of supervision steps: the same for each puzzle, and the batch stays full when some halt.
+# The paper loops N_sup times over a batch. Here, as published, a row is a slot with its own puzzle, (y, z) and count.
 def refill(slots, model, task):
-    """Give every halted slot a fresh augmented training puzzle, y_init, z_init, count 0. slots: a dict of tensors, None
-    at the first step. A puzzle is drawn for every slot: the host need not wait for the number of halted ones."""
-    inputs, labels = task.draw(model.cfg.batch)                            # [B, L]
-    y, z = model.initial(len(inputs))                                      # [S, B, D]
-    count = torch.zeros_like(inputs[:, 0])                                 # [B]
-    fresh = {"inputs": inputs, "labels": labels, "y": y, "z": z, "count": count, "halted": count.bool()}
+    """Give every halted slot (at first, slots None, all) a fresh augmented puzzle, y_init, z_init, count 0. A puzzle is
+    drawn for every slot, to not wait for the device; and `minimum` supervision steps for those that explore (2.5)."""
+    inputs, labels, ids = task.draw(B := model.cfg.batch)                  # [B, L], [B, L], [B]
+    (y, z), count = model.initial(B), torch.zeros_like(ids)                # [S, B, D], [B]
+    minimum = torch.randint(2, max(model.cfg.N_sup, 2) + 1, (B,), device=ids.device)
+    minimum = minimum * (torch.rand(B, device=ids.device) < model.cfg.explore)
+    fresh = {"inputs": inputs, "labels": labels, "ids": ids, "y": y, "z": z, "count": count, "halted": count.bool()}
     new, old = (slots or fresh)["halted"], slots or fresh
-    return {name: torch.where(new if v.dim() == 1 else new[:, None], v, old[name]) for name, v in fresh.items()}
-
-def halt(count, q, N_sup, explore):
-    """Which slots [B] move on to another puzzle, from count and halting logit [B]: all at N_sup; before, those with q >
-    0 (section 4.6), unless exploration, drawn anew at each step, asks for a minimum count uniform in 2..N_sup."""
-    minimum = torch.randint(2, max(N_sup, 2) + 1, count.shape, device=count.device)
-    explores = torch.rand(count.shape, device=count.device) < explore
-    return (count >= N_sup) | ((q > 0) & (~explores | (count >= minimum)))
-
+    kept = {name: torch.where(new if v.dim() == 1 else new[:, None], v, old[name]) for name, v in fresh.items()}
+    means, grads = torch.zeros(B, 5, device=y.device), torch.zeros(B, y.shape[-1], device=y.device)
+    return {**kept, "minimum": minimum, "means": means, "grads": grads}    # the last two: see train_step
+def update_puzzles(puzzles, ids, grads, lr, decay):
+    """Sign-SGD with decoupled decay on rows ids [B] of puzzles [identities, D]; a row's grads [B, D] add up (5)."""
+    total = (ids[:, None] == ids).to(grads.dtype) @ grads                  # [B, D]
+    puzzles[ids] = (1 - lr * decay) * puzzles[ids] - lr * total.sign()
 def train_step(model, ema, optimizer, slots, task, step):
-    """One optimizer step, which is one supervision step of every slot.
-    Returns the slots and the batch means of loss, answer loss, halting loss, right and halted: [5] float64."""
+    """One optimizer step, which is one supervision step of every slot. Returns the slots and the batch means of loss,
+    answer loss, halting loss, right and halted: [5]. Of several processes each works on a share of the slots."""
     cfg, slots = model.cfg, refill(slots, model, task)
-    x = model.embed(slots["inputs"])
-    (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"], cfg.n, cfg.T)
-    answer, right, halting = losses(logits, q, slots["labels"])
-    count, N_sup = slots["count"] + 1, max(1, round(cfg.N_sup * cfg.N_start ** (1 - step / cfg.steps)))
-    if cfg.q_learning:
-        target = continue_target(model, x.detach(), y, z, count >= N_sup)
-        halting = halting + F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
-    loss = (answer + 0.5 * halting).mean()
+    N_sup = max(1, round(cfg.N_sup * cfg.N_start ** (1 - step / cfg.steps)))
+    mine = range(RANK * cfg.batch // WORLD, (RANK + 1) * cfg.batch // WORLD)
+    slots["count"] += 1
     optimizer.zero_grad()
-    loss.backward()
+    for first in mine[::cfg.micro_batch]:                                  # gradients add up
+        rows = slice(first, min(first + cfg.micro_batch, mine.stop))
+        part = {name: v[..., rows, :] if name in "yz" else v[rows] for name, v in slots.items()}   # views
+        vectors = model.puzzles[part["ids"]].requires_grad_() if cfg.prefix else None   # [B, D]
+        x = model.embed(part["inputs"], vectors)
+        (y, z), logits, q = deep_recursion(model, x, part["y"], part["z"], cfg.n, cfg.T)
+        answer, right, halting = losses(logits, q, part["labels"])
+        if cfg.q_learning:
+            target = continue_target(model, x.detach(), y, z, part["count"] >= N_sup)
+            halting = halting + F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
+        loss = answer + 0.5 * halting                                      # [B]
+        (loss.sum() / cfg.batch).backward()
+        sure = q[:, 0] - cfg.q_learning * q[:, 1] > 0                      # HRM: is halting worth more than going on?
+        halted = (part["count"] >= N_sup) | (sure & (part["count"] >= part["minimum"]))   # section 4.6
+        means = torch.stack([v.detach().float() for v in (loss, answer, halting, right, halted)], 1)
+        part["y"].copy_(y), part["z"].copy_(z), part["means"].copy_(means)
+        part["grads"].copy_(vectors.grad) if cfg.prefix else None
+    for v in [p.grad for p in model.parameters()] + [slots["means"], slots["grads"]] if WORLD > 1 else ():
+        dist.all_reduce(v)                                                 # rows of other processes were 0
+    slots["halted"] = slots["means"][:, 4] > 0
     rise, fall = min(1, (step + 1) / cfg.warmup), 1 - (1 - cfg.lr_final) * step / cfg.steps
     optimizer.param_groups[0]["lr"] = cfg.lr * rise * fall
     optimizer.step()
     ema.update_parameters(model)
-    halted = halt(count, q[:, 0] - cfg.q_learning * q[:, 1], N_sup, cfg.explore)   # HRM: is halting worth more?
-    slots = {**slots, "y": y, "z": z, "count": count, "halted": halted}
-    return slots, torch.stack([v.detach().double().mean() for v in (loss, answer, halting, right, halted)])
-
+    if cfg.prefix:
+        update_puzzles(model.puzzles, slots["ids"], slots["grads"], cfg.puzzle_lr * rise * fall, cfg.weight_decay)
+    return slots, slots["means"].double().mean(0)
 # ---- Evaluation: more thinking, no more training --------------------------------------------------------------------
 @torch.no_grad()
-def think(model, inputs, steps, task=None):
-    """Supervision steps without the supervision, on C = cfg.widths[-1] copies of each puzzle of inputs [P, L]. Yields
-    after each step, and overwrites at the next, answers [P, C, L], their halting logits [P, C] and z. A copy leaves the
-    batch once it is sure, its logit > 0 and its answer that of the step before (else one in ten would leave too early);
-    where the highest logit wins, the others leave with it that are counted with it in a width."""
+def think(model, inputs, steps, task=None, ids=None):
+    """Supervision steps without the supervision, on C = cfg.widths[-1] copies of each puzzle of inputs [P, L], ids [P]
+    (None: 0). Yields after each step, and overwrites at the next, answers [P, C, L], their halting logits [P, C] and z.
+    A copy leaves the batch once it is sure, its logit > 0 and its answer that of the step before (else one in ten would
+    leave too early); where the highest logit wins, the others leave with it that are counted with it in a width."""
     cfg, (P, L), C = model.cfg, inputs.shape, model.cfg.widths[-1]
-    inputs, undo = task.views(inputs, C) if cfg.augment > 1 else (inputs.repeat_interleave(C, 0), lambda grids: grids)
-    x, (y, z), rows = model.embed(inputs), model.initial(P * C), torch.arange(P * C, device=inputs.device)
+    ids = torch.zeros_like(inputs[:, 0]).long() if ids is None else ids
+    inputs, ids, undo = (task.views(inputs, ids, C) if cfg.augment > 1 else
+                         (inputs.repeat_interleave(C, 0), ids.repeat_interleave(C), lambda grids: grids))
+    x = model.embed(inputs, model.puzzles[ids] if cfg.prefix else None)
+    (y, z), rows = model.initial(P * C), torch.arange(P * C, device=inputs.device)
     answers, q = inputs.clone(), torch.full((P, C), -math.inf, device=inputs.device)
     sure, reach = torch.zeros_like(q).bool(), [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]
     for _ in range(steps):
@@ -308,38 +310,43 @@ def think(model, inputs, steps, task=None):
         if not cfg.all_steps:
             stay = ~(sure.cummax(1).values[:, reach] if cfg.pick == "q" else sure).flatten()[rows]
             rows, x, y, z = rows[stay], x[:, stay], y[:, stay], z[..., stay, :]
-
-def choose(answers, q, pick):
-    """Of C answers [P, C, L] with halting logits q [P, C] one for each puzzle, and its logit: [P, L], [P]. "q": the one
-    with the highest logit; "vote": the most common one, ties going to the higher mean halting probability."""
-    if pick == "vote":
-        which = answers.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view_as(q)
-        same = which[:, :, None] == which[:, None]                         # [P, C, C]
-        votes = same.sum(2)
-        score = votes + 0.99 * (same * q.sigmoid()[:, None]).sum(2) / votes
-    best, rows = (score if pick == "vote" else q).argmax(1), torch.arange(len(q), device=q.device)
-    return answers[rows, best], q[rows, best]
-
+def choose(answers, q, pick, labels=None):
+    """Of C answers [P, C, L] with halting logits q [P, C] the best two that differ [P, 2, L], by the logit or by votes
+    and then mean halting probability; the best's logit [P]; how many distinct answers precede labels [P, L]: [P]."""
+    which = answers.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view_as(q)
+    same = which[:, :, None] == which[:, None]                             # [P, C, C]
+    votes, rows = same.sum(2), torch.arange(len(q), device=q.device)
+    score = votes + 0.99 * (same * q.sigmoid()[:, None]).sum(2) / votes if pick == "vote" else q
+    best = score.argmax(1)
+    first = answers[rows, best]
+    second = answers[rows, score.masked_fill(same[rows, best], -math.inf).argmax(1)]
+    right = ((answers == labels[:, None]) | (labels == 0)[:, None]).all(2) if labels is not None else same[:, 0]
+    ahead = score > score.masked_fill(~right, -math.inf).amax(1, keepdim=True)
+    rank = torch.where(right.any(1), (ahead / votes).sum(1).round(), math.inf)   # a distinct answer counts 1 in all
+    return torch.stack([first, second], 1), q[rows, best], rank
 def evaluate(model, task, puzzles, steps):
-    """[4, widths, steps, N] on the CPU, for each number of copies, after each step, of each puzzle: the share of its
-    cells right, exact (all of them, 0 or 1), solved (the rules hold, 0 or 1) and the halting logit."""
-    cfg, batches = model.cfg, []
+    """[5, widths, steps, N] on the CPU, for each number of copies, after each step, of each puzzle: share of cells
+    right, exact (all are), solved (the rules hold), halting logit, rank of the truth; and the best two [N, 2, L]."""
+    cfg, batches, attempts = model.cfg, [], []
     with torch.random.fork_rng():                                          # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
         for rows in torch.arange(len(puzzles)).split(4 * cfg.batch // cfg.widths[-1] + 1):   # no gradient: 4 times fits
-            part, found = puzzles[rows], []
-            for answers, q, _ in think(model, part.inputs, steps, task):
-                for answer, sure in (choose(answers[:, :w], q[:, :w], cfg.pick) for w in cfg.widths):
-                    right = ((answer == part.labels) & (answer != 0)).sum(1) / (part.labels != 0).sum(1)
-                    found.append(torch.stack([right, right == 1, task.obeys(part.inputs, answer), sure]))
-            batches.append(torch.stack(found, 1).unflatten(1, (steps, -1)).transpose(1, 2))
-    return torch.cat(batches, 3).cpu()
-
+            part, found = puzzles[rows.to(puzzles.ids.device)], []
+            for answers, q, _ in think(model, part.inputs, steps, task, part.ids):
+                for w in cfg.widths:
+                    best, sure, rank = choose(answers[:, :w], q[:, :w], cfg.pick, part.labels)
+                    right = ((best[:, 0] == part.labels) & (part.labels != 0)).sum(1) / (part.labels != 0).sum(1)
+                    solved = task.obeys(part.inputs, best[:, 0], part.labels)
+                    found.append(torch.stack([right, right == 1, solved, sure, rank]))
+            batches.append(torch.stack(found, 1).unflatten(1, (steps, -1)).transpose(1, 2).cpu())
+            attempts.append(best.cpu())
+            sys.stderr.isatty() and print(f"\r{rows[-1] + 1} of {len(puzzles)} puzzles", end="\r", file=sys.stderr)
+    return torch.cat(batches, 3), torch.cat(attempts)
 def print_evaluation(model, task, path=None):
-    """A table, in the CSV file `path` too: accuracy on unseen puzzles, of the halting head, by rating, by copies."""
+    """A table, in the CSV file `path` too: accuracy, of the halting head, by rating, by copies; the task's report."""
     began, cfg, N, rating = time.perf_counter(), model.cfg, len(task.test), task.test.rating.cpu()
-    found = evaluate(model, task, task.test, cfg.N_eval)
-    rate, (cells, exact, solved, q) = N / (time.perf_counter() - began), found[:, -1]
+    found, attempts = evaluate(model, task, task.test, cfg.N_eval)
+    rate, (cells, exact, solved, q, rank) = N / (time.perf_counter() - began), found[:, -1]
     columns = {"cells": cells, "exact": exact, "solved": solved, "halting head": ((q > 0) == (exact > 0)).float(),
                "sure but wrong": ((q > 0) & (solved == 0)).float()}
     groups = {name: (low <= rating) & (rating <= high) for name, (low, high) in task.groups.items()}
@@ -347,32 +354,38 @@ def print_evaluation(model, task, path=None):
     columns.update({f"exact of {w}": part for w, part in zip(cfg.widths[:-1], found[1])})
     shown = [k for k in range(1, cfg.N_eval + 1) if k <= cfg.N_sup or k & k - 1 == 0 or k == cfg.N_eval]
     table = [["step", *columns], *([k, *(f"{100 * v[k - 1].mean():.1f}" for v in columns.values())] for k in shown)]
-    print(f"\n{N} unseen puzzles, {rate:.0f} per second; %, after each supervision step:")
-    data.print_table(table, path)
-
+    print(f"\n{N} unseen puzzles, {rate:.3g} per second; %, after each supervision step:")
+    if task.test.labels.any():
+        data.print_table(table, path)
+    task.report(attempts, rank[-1])
 def print_solution(model, task, text=None, latent=False, svg=None):
     """Solve a puzzle, `text` or an unseen one, until the halting head is sure, and show how (data.watch)."""
-    inputs = task.parse(text) if text else task.test.inputs[[time.time_ns() % len(task.test)]].cpu()
+    puzzle = task.parse(text) if text else task.test[[time.time_ns() % len(task.test)]].to("cpu")
     def steps():
         """What `watch` shows of each supervision step."""
-        for answers, q, z in think(model, inputs.to(DEVICE), model.cfg.N_eval, task):
-            answer, sure = choose(answers, q, model.cfg.pick)
+        for answers, q, z in think(model, puzzle.inputs.to(DEVICE), model.cfg.N_eval, task, puzzle.ids.to(DEVICE)):
+            best, sure, _ = choose(answers, q, model.cfg.pick)
             z = model.output_head(z if z.dim() == 3 else z[-1])[0].argmax(-1).cpu() if latent and z.numel() else None
-            yield answer[0].cpu(), sure.sigmoid().item(), z
-    data.watch(task, inputs, steps(), model.cfg.all_steps, svg)
-
+            yield best[0].cpu(), sure.sigmoid().item(), z
+    data.watch(task, puzzle, steps(), model.cfg.all_steps, svg)
 def solve_lines(model, task, lines):
-    """Solve a puzzle a line, print a line of CSV each. Returns the exit status, 1 if there were bad lines."""
-    bad = []
-    print("puzzle,answer,probability,solved")
-    for inputs in data.read_lines(task, lines, 4 * model.cfg.batch // model.cfg.widths[-1] + 1, bad):
-        *_, (answers, q, _) = think(model, inputs.to(DEVICE), model.cfg.N_eval, task)
-        answers, q = (part.cpu() for part in choose(answers, q, model.cfg.pick))
-        for x, y, p, ok in zip(inputs, answers, q.sigmoid(), task.obeys(inputs, answers)):
-            print(task.text(x), task.text(y), f"{p:.3f}", int(ok), sep=",")
-    return int(bool(bad))
-
-# ---- Published checkpoints ------------------------------------------------------------------------------------------
+    """Solve puzzles, one a line; print a line of CSV each. Returns the exit status: 1 if there were bad lines."""
+    numbered, out, status = enumerate(lines, 1), csv.writer(sys.stdout, lineterminator="\n"), 0
+    out.writerow(["puzzle", "answer", "probability", "solved"])
+    while chunk := [*itertools.islice(numbered, 4 * model.cfg.batch // model.cfg.widths[-1] + 1)]:
+        puzzles = []
+        for number, line in chunk:
+            try:
+                puzzles += [vars(task.parse(line.rstrip("\r\n"))).values()] if line.strip() else []
+            except ValueError as error:
+                status = print(f"line {number}: {error}", file=sys.stderr) or 1
+        if puzzles:
+            part = data.Puzzles(*map(torch.cat, zip(*puzzles)))
+            found, answers = evaluate(model, task, part.to(DEVICE), model.cfg.N_eval)
+            for x, y, ok, q in zip(part.inputs, answers[:, 0], *found[2:4, -1, -1]):
+                out.writerow([task.text(x), task.text(y), f"{q.sigmoid():.3f}", int(ok)])
+    return status
+# ---- Checkpoints, ours and the published ones -----------------------------------------------------------------------
 def published_name(name):
     """What the published code calls the parameter or buffer `name` of a TRM."""
     for ours, theirs in {"nets.0.": "L_level.layers.", "nets.1.": "H_level.layers.", ".mix.qkv": ".self_attn.qkv",
@@ -381,7 +394,12 @@ def published_name(name):
                          "tokens": "embed_tokens.embedding_weight", "puzzles": "puzzle_emb.weights"}.items():
         name = name.replace(ours, theirs)
     return name + "_proj.weight" * ("layers" in name)
-
+def save(path, cfg, model, **state):
+    """Write a checkpoint (data.replace_file); what has a state_dict is written as that. Raises ValueError."""
+    state.update(config=asdict(cfg), dtype=str(model.dtype)[6:], model=model,
+                 rng=[torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
+    state = {name: getattr(part, "state_dict", lambda: part)() for name, part in state.items()}
+    data.replace_file(path, lambda part: torch.save(state, part))
 def load(path):
     """The dict in a checkpoint file, of a run or published; code in it is not run. Raises ValueError."""
     try:
@@ -389,12 +407,15 @@ def load(path):
         return {**content, "config": Config(**content["config"])} if "config" in content else content
     except Exception as error:
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
-
-def load_published(source, length=None, **settings):
-    """A TRM from a checkpoint of the published code (TRM-MLP, TRM-Att, HRM), a path or the state dict itself.
-    length: L, which attention's weights do not tell (None: 81). settings: fields of Config that are no shapes (n, T,
-    heads) and prefix; else the paper's, prefix 16 (HRM 1). Raises ValueError, naming the keys that do not fit."""
-    weights = source if isinstance(source, dict) else load(source)
+def restore(model, weights):
+    """Give a model its weights, a state dict. Raises ValueError, naming those that do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        data.refuse(f"the checkpoint does not fit: {' '.join(str(error).split()[6:])[:300]}")
+def load_published(weights, length=None, **settings):
+    """A TRM from the state dict of a checkpoint of the published code (TRM-MLP, TRM-Att or HRM; see `load`).
+    length: L, if its weights do not tell it (81). settings: n, T, heads, prefix; else the paper's, prefix 16."""
     weights = {str(key).removeprefix("_orig_mod.").removeprefix("model.inner."): w for key, w in weights.items()}
     shapes = {key: tuple(getattr(w, "shape", [])) for key, w in weights.items()}
     mixer = shapes.get("L_level.layers.0.mlp_t.down_proj.weight")          # [S, inner]
@@ -404,72 +425,53 @@ def load_published(source, length=None, **settings):
     cfg = replace(base, **{"D": D, "n_layers": max(layers, 1), "mixing": "mlp" if mixer else "attention", **settings})
     length, ids = length or (mixer[0] - cfg.prefix if mixer else 81), shapes.get("puzzle_emb.weights", [1])[0]
     model = TRM(cfg, length, vocab, ids)
-    expected = {published_name(name): tuple(w.shape) for name, w in model.state_dict().items()}
-    wrong = [f"{key} is {shapes.get(key, 'absent')}, not {expected.get(key, 'absent')}"
-             for key in sorted(shapes | expected) if shapes.get(key) != expected.get(key)]
-    if wrong:
-        raise ValueError(f"no published checkpoint, {len(wrong)} keys are wrong: {'; '.join(wrong[:4])}")
-    model.load_state_dict({name: weights[published_name(name)] for name in model.state_dict()})
+    names = {published_name(name): name for name in model.state_dict()}
+    restore(model, {names.get(key, key): w for key, w in weights.items()})
     return model.to(DEVICE)
-
 # ---- Training (section 5) -------------------------------------------------------------------------------------------
 def matrix_rate(dtype):
     """FLOP/s of this device in products of large square matrices, the best of nine: what there is to be had."""
     size = 8192 if DEVICE.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=DEVICE)
     return 2 * size ** 3 / min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=9))   # item() waits for it
-
-def pick_dtype(name):
-    """The dtype of that name; auto: bfloat16 on CUDA, and on a CPU that multiplies clearly faster in it (timed)."""
-    narrow = name == "auto" and (DEVICE.type == "cuda" or matrix_rate(torch.bfloat16) > 1.33 * matrix_rate(torch.float))
-    return getattr(torch, name) if name != "auto" else torch.bfloat16 if narrow else torch.float32
-
 def build(cfg, folder=None, saved=None):
     """The task, the model and its moving average (section 4.7), new or from the checkpoint `saved`."""
-    task = data.TASKS[cfg.task](cfg, folder, DEVICE)
+    task, dtype = data.TASKS[cfg.task](cfg, folder, DEVICE), saved["dtype"] if saved else cfg.dtype
+    if dtype == "auto":                                                    # bfloat16 where it is clearly faster
+        fast = DEVICE.type == "cuda" or matrix_rate(torch.bfloat16) > 1.33 * matrix_rate(torch.float)
+        dtype = "bfloat16" if fast else "float32"
     torch.manual_seed(cfg.seed)
-    model = TRM(cfg, task.length, task.vocab, task.ids, pick_dtype(saved["dtype"] if saved else cfg.dtype)).to(DEVICE)
+    model = TRM(cfg, task.length, task.vocab, task.ids, getattr(torch, dtype)).to(DEVICE)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
-    try:
-        for part, name in ((model, "model"), (ema, "ema")) if saved else ():
-            part.load_state_dict(saved[name])
-    except RuntimeError:
-        raise ValueError("the run has weights of other shapes than these flags ask for") from None
+    ema.module.puzzles = model.puzzles                                     # one table for both: it is not averaged
+    for part, name in ((model, "model"), (ema, "ema")) if saved else ():
+        restore(part, saved[name])
     return task, model, ema
-
 def flops(cfg, task):
     """FLOPs of the matrix products in one optimizer step, counted by running it on tensors without storage."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = TRM(cfg, task.length, task.vocab, task.ids)
-        x, (y, z) = model.embed(torch.zeros(cfg.batch, task.length, dtype=torch.long)), model.initial(cfg.batch)
+        model, B = TRM(cfg, task.length, task.vocab, task.ids), cfg.batch
+        x, (y, z) = model.embed(torch.zeros(B, task.length).long(), torch.zeros(B, cfg.D)), model.initial(B)
         _, logits, q = deep_recursion(model, x, y, z, cfg.n, cfg.T)
         (logits.sum() + q.sum()).backward()
         if cfg.q_learning:
-            continue_target(model, x, y, z, torch.zeros(cfg.batch).bool())
+            continue_target(model, x, y, z, torch.zeros(B).bool())
     return counter.get_total_flops()
-
 def print_header(model, task):
     """What is about to be trained, in five lines. Returns the FLOPs of a step and the matrix_rate of the device."""
     cfg, parameters, rate = model.cfg, sum(p.numel() for p in model.parameters()), matrix_rate(model.dtype)
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"model    {parameters:,} parameters: {cfg.mixing} mixing, D {cfg.D}, {cfg.n_layers} layers\n"
+    print(f"model    {parameters:,} parameters{f', {task.ids:,} puzzle embeddings' * (cfg.prefix > 0)}: {cfg.mixing} "
+          f"mixing, D {cfg.D}, {cfg.n_layers} layers\n"
           f"thinks   n {cfg.n}, T {cfg.T}: effective depth T(n+1)layers = {cfg.T * (cfg.n + 1) * cfg.n_layers}, "
           f"N_sup {cfg.N_sup} supervision steps, forward passes in each: {1 + cfg.q_learning}\n"
           f"costs    {(cost := flops(cfg, task)) / 1e12:.3g} TFLOP per step of {cfg.batch} puzzles, {cfg.steps} steps\n"
           f"device   {device}, {str(model.dtype)[6:]}, {rate / 1e12:.3g} TFLOP/s in large matrix products\n"
           f"data     {len(task.train)} training and {len(task.test)} unseen puzzles, {task.folder}", flush=True)
     return cost, rate
-
-def save(path, cfg, model, **state):
-    """Write a checkpoint (data.replace_file); what has a state_dict is written as that. Raises ValueError."""
-    state = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in state.items()}
-    state.update(config=asdict(cfg), dtype=str(model.dtype)[6:], model=model.state_dict(),
-                 rng=[torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
-    data.replace_file(path, lambda part: torch.save(state, part))
-
 def train(cfg, run, folder=None, saved=None):
-    """Train a model and keep it in runs/RUN: checkpoint.pt about every minute, log.csv with all that is printed.
-    saved: the checkpoint to go on from. Returns the exit status if stopped: by Ctrl-C 130, by SIGTERM 143."""
+    """Train a model, kept in runs/RUN: checkpoint.pt every minute, log.csv. saved: the checkpoint to go on from.
+    Returns the exit status if it is stopped: by Ctrl-C 130, by SIGTERM 143."""
     (task, model, ema), tty = build(cfg, folder, saved), sys.stdout.isatty()
     cost, most = print_header(model, task)
     if cfg.steps == 0:
@@ -480,58 +482,59 @@ def train(cfg, run, folder=None, saved=None):
         torch._logging.set_logs(dynamo=40)                                 # and no word of it but errors
         [block.compile(dynamic=False) for net in model.nets for block in net]
     (path := Path("runs") / run / "checkpoint.pt").parent.mkdir(parents=True, exist_ok=True)
-    slots, step, seconds, log = None, 0, 0.0, open(path.with_name("log.csv"), "a" if saved else "w")
+    slots, step, seconds = (saved[name] for name in ("slots", "step", "seconds")) if saved else (None, 0, 0.0)
+    log = open(os.devnull if RANK else path.with_name("log.csv"), "a" if saved else "w")
     if saved:
-        slots, step, seconds = (saved[name] for name in ("slots", "step", "seconds"))
-        log.truncate(saved["log_size"])                                    # rows after the checkpoint come once more
+        RANK or log.truncate(saved["log_size"])                            # rows after the checkpoint come once more
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"][0].cpu())
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"][1:]])   # none without CUDA
-    signals, sums, reported, saved_at, looking, unseen = [], 0, (step, seconds), seconds, 0.0, "-"
+    signals, sums, reported, saved_at, looking, unseen, stop = [], 0, (step, seconds), seconds, 0.0, "-", False
     before = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     clock = time.perf_counter() - seconds                                  # seconds of training, looks left out
-    while step < cfg.steps and not signals:
+    while step < cfg.steps and not stop:
         slots, means = train_step(model, ema, optimizer, slots, task, step)
         step, sums, seconds = step + 1, sums + means, time.perf_counter() - clock
+        stop = torch.tensor(max(signals, default=0))                             # in all processes at the same step
+        if WORLD > 1:
+            dist.all_reduce(stop, dist.ReduceOp.MAX)
         if seconds - reported[1] > (1 if tty else 30) or step == cfg.steps:
             means = (sums / (step - reported[0])).tolist()                 # waits for the device
             if not math.isfinite(means[0]):
                 raise ValueError(f"the loss is {means[0]} at step {step}; lower --lr (the last checkpoint is kept)")
             seconds = time.perf_counter() - clock
             if seconds > 30 and looking < 0.05 * seconds:                  # a look at unseen puzzles, now and then
-                unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[1, -1, -1].mean():.3f}"
+                unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[0][1, -1, -1].mean():.3f}"
                 looking, clock = looking + time.perf_counter() - clock - seconds, time.perf_counter() - seconds
             rate = (step - reported[0]) / (seconds - reported[1])
-            row = {"step": f"{step}", "of": f"{cfg.steps}", "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
+            row = {"step": step, "of": cfg.steps, "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
                    "TFLOP/s": f"{rate * cost / 1e12:.3f}", "of peak": f"{rate * cost / most:.0%}",
-                   "min left": f"{(cfg.steps - step) / rate / 60:.1f}", "lr": f"{optimizer.param_groups[0]['lr']:.2g}",
-                   **dict(zip(("loss", "answer", "halting", "solved", "halted"), (f"{mean:.3f}" for mean in means))),
-                   "unseen": unseen}
+                   "min left": f"{(cfg.steps - step) / rate / 60:.1f}", "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
+            row |= zip(("loss", "answer", "halting", "solved", "halted"), (f"{mean:.3f}" for mean in means))
+            row["unseen"] = unseen
             for cells in [row.values()] if log.tell() else [row, row.values()]:
                 print(*cells, sep=",", file=log, flush=True)
             line = "  ".join(f"{name} {value}" for name, value in row.items())
             print(f"\r{line[:os.get_terminal_size().columns - 1]}\033[K" if tty else line + "\n", end="", flush=True)
             sums, reported = 0, (step, seconds)
-        if seconds - saved_at > 60 or step == cfg.steps or signals:
-            save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots, step=step, seconds=seconds, folder=folder,
-                 log_size=log.tell())
+        if not RANK and (seconds - saved_at > 60 or step == cfg.steps or stop):   # each process has slots of its own
+            save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots if WORLD == 1 else None, step=step,
+                 seconds=seconds, folder=folder, log_size=log.tell())
             saved_at = seconds
     [signal.signal(s, handler) for s, handler in before.items()]
-    if signals:
+    if stop:
         print("\n" * tty + f"stopped and saved at step {step}; the same command with --resume goes on")
-        return 128 + signals[0]
+        return 128 + int(stop)
     print("\n" * tty + f"trained for {seconds:.0f} s, saved {path}", flush=True)
     print_evaluation(ema.module, task)
     print_solution(ema.module, task)
-
 # ---- Command line ---------------------------------------------------------------------------------------------------
 def parse(argv=None):
     """The command line as a namespace, with the hyper-parameters that were given in its `given`. Raises ValueError."""
-    parser = argparse.ArgumentParser(prog="trm.py", allow_abbrev=False, description="""The Tiny Recursive Model. train:
-        train a preset and keep it in runs/NAME; eval: evaluate a run on unseen puzzles; solve: watch it solve one.""")
+    parser = argparse.ArgumentParser(prog="trm.py", allow_abbrev=False, description="Train, evaluate or watch a TRM.")
     parser.error = data.refuse                                             # every mistake is reported in one place
     add = parser.add_argument
-    add("command", choices=["train", "eval", "solve"])
+    add("command", choices=["train", "eval", "solve"], help="train a preset, evaluate a run, watch it solve a puzzle")
     add("name", help=f"train: a preset ({', '.join(PRESETS)}); else a run or a published checkpoint")
     add("--data", metavar="DIR", help="folder with train.csv and test.csv (built-in puzzles)")
     own = [add("puzzle", nargs="?", help="solve: a grid in one line, '.' or 0 for a blank; - reads lines, prints CSV"),
@@ -541,11 +544,11 @@ def parse(argv=None):
            add("--run", metavar="NAME", help="train: name of the run (the preset's)"),
            add("--resume", action="store_true", help="train: go on with the run where there is one"),
            add("--overwrite", action="store_true", help="train: replace the run where there is one")]
-    hyper = parser.add_argument_group("hyper-parameters", """In brackets the paper's value, of the preset sudoku.
-        eval and solve take those that leave the weights' shapes as they are; there --steps is N_eval.""")
+    hyper = parser.add_argument_group("hyper-parameters", "In brackets the paper's value, of the preset sudoku. eval "
+                                      "and solve take what leaves the shapes of weights; there --steps is N_eval.")
     for f in fields(Config):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type, "metavar": "X"}
-        names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")) if f.type is bool else [f"--{f.name}"]
+        names = {f"--{f.name}", f"--{f.name.replace('_', '-')}", "--votes" if f.name == "augment" else f"--{f.name}"}
         hyper.add_argument(*names, default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{f.default}]", **kind)
     args, unknown = parser.parse_known_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name in args}
@@ -555,13 +558,16 @@ def parse(argv=None):
         if getattr(args, action.dest) and not action.help.startswith(args.command):
             data.refuse(f"{action.dest} is for {action.help.split(':')[0]}, not for {args.command}")
     return args
-
 def main(argv=None):
     """Run one command and return the exit status, None for 0. Raises ValueError for a mistake of the user's."""
     args = parse(argv)
     if args.given.get("augment", 1) > 1:
         args.given.setdefault("pick", "vote")
     path = Path("runs") / (run := args.run or args.name) / "checkpoint.pt"
+    if WORLD > 1:                                                          # started by torchrun
+        DEVICE.type == "cuda" and torch.cuda.set_device(DEVICE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if DEVICE.type == "cuda" else "gloo")
+        sys.stdout = open(os.devnull, "w") if RANK else sys.stdout
     if args.command == "train":
         cfg, saved = PRESETS.get(args.name) or data.refuse(f"unknown preset {args.name}", args.name, PRESETS), None
         if path.exists() and not args.overwrite and args.given.get("steps") != 0:
@@ -591,10 +597,4 @@ def main(argv=None):
     return print_evaluation(model, task, args.csv)
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:                                              # while it trains, train() saves first
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(f"trm.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    data.run("trm.py", main)
