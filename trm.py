@@ -9,7 +9,7 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
     think, evaluate, train, main              evaluation, training, the three commands     section 5
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]:
 mixing over the sequence and over D are one plain matrix product each, and nothing is transposed."""
-import argparse, csv, itertools, math, os, signal, sys, time, timeit
+import argparse, csv, itertools, math, os, signal, sys, time, timeit, zipfile
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # before torch: its idle threads soon sleep, others need the cores
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -80,7 +80,6 @@ class Config:
             data.refuse(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
     widths = property(lambda self: [self.augment * k for k in (1, 4, 16, 64, 256) if k < self.rollouts]
                       + [self.augment * self.rollouts])   # the numbers of copies for which accuracy is told
-
 # Sized for two CPU cores: no recursion without gradient, narrow SwiGLUs, a short EMA for short runs; README says why.
 SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
                weight_decay=0.1, ema=0.995)
@@ -403,7 +402,8 @@ def save(path, cfg, model, **state):
 def load(path):
     """The dict in a checkpoint file, of a run or published; code in it is not run. Raises ValueError."""
     try:
-        content = dict(torch.load(path, weights_only=True, map_location=DEVICE))
+        whole = zipfile.ZipFile(path).testzip() is None                    # all checksums are right
+        content = dict(torch.load(path, weights_only=True, map_location=DEVICE) if whole else None)
         return {**content, "config": Config(**content["config"])} if "config" in content else content
     except Exception as error:
         raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
