@@ -93,9 +93,68 @@ ablations: $(READY)      ## the paper's tables at CPU size, on 6x6 Sudoku; SEED=
 	    END {printf "%-22s %8s %8s %8s %11s\n", name, paper, right, seconds, parameters}' "$$log"; \
 	done
 
+define BENCH
+import time, torch, trm
+from dataclasses import replace
+cuda, spent, names = trm.DEVICE.type == "cuda", {}, ["drawing", "no gradient", "gradient", "backward", "optimizer"]
+wait = torch.cuda.synchronize if cuda else lambda: None
+def timed(name, function):
+    def timed_function(*args, **kwargs):
+        wait()
+        began, result = time.perf_counter(), function(*args, **kwargs)
+        wait()
+        key = name or names[1 + torch.is_grad_enabled()]
+        spent[key] = spent.get(key, 0) + time.perf_counter() - began
+        return result
+    return timed_function
+def steps(count, slots=None):
+    wait()
+    began = time.perf_counter()
+    for step in range(count):
+        slots, _ = trm.train_step(model, ema, optimizer, slots, task, step)
+    wait()
+    return (time.perf_counter() - began) / count, slots
+print("preset".ljust(13), *(name.rjust(11) for name in ["steps/s", "TFLOP/s", "of peak", *names, "eval/s", "all steps"]))
+for name in trm.PRESETS if cuda else ["sudoku", "sudoku-small", "sudoku-6x6", "maze-small"]:
+    cfg = trm.PRESETS[name] if cuda or name != "sudoku" else replace(trm.PRESETS[name], batch=16)
+    try:
+        task, model, ema = trm.build(replace(cfg, test_size=256, train_size=100))
+    except ValueError as error:
+        print(name.ljust(13), str(error)[:100])
+        continue
+    optimizer = trm.optim.AdamW(model.parameters(), cfg.lr, fused=True)
+    cost, peak = trm.flops(cfg, task), trm.matrix_rate(model.dtype)
+    [block.compile(dynamic=False) for net in model.nets for block in net]
+    count = 4 if name == "sudoku" and not cuda else 30
+    slots = steps(3)[1]
+    second, slots = min((steps(count, slots) for _ in range(3)), key=lambda pair: pair[0])
+    kept = {f: getattr(trm, f) for f in ("refill", "latent_recursion", "single_z")}
+    spent.clear()
+    trm.refill, trm.latent_recursion = timed(names[0], trm.refill), timed(None, trm.latent_recursion)
+    backward, torch.Tensor.backward = torch.Tensor.backward, timed(names[3], torch.Tensor.backward)
+    optimizer.step, ema.update_parameters = timed(names[4], optimizer.step), timed(names[4], ema.update_parameters)
+    whole, _ = steps(count, slots)
+    trm.refill, trm.latent_recursion, torch.Tensor.backward = kept["refill"], kept["latent_recursion"], backward
+    rates = []
+    path = trm.Path("runs") / name / "checkpoint.pt"
+    for all_steps in (False, True) if path.exists() else ():
+        saved = trm.load(path)
+        judged, _, average = trm.build(replace(saved["config"], all_steps=all_steps), saved["folder"], saved)
+        began = time.perf_counter()
+        trm.evaluate(average.module, judged, judged.test, saved["config"].N_eval)
+        rates.append(f"{len(judged.test) / (time.perf_counter() - began):.3g}")
+    shares = [f"{spent.get(part, 0) / count / whole:.0%}" for part in names]
+    row = [f"{1 / second:.3g}", f"{cost / second / 1e12:.3g}", f"{cost / second / peak:.0%}", *shares, *(rates or ["-", "-"])]
+    print(name.ljust(13), *(cell.rjust(11) for cell in row), flush=True)
+endef
+export BENCH
+
+bench: $(READY)          ## steps/s of the presets that fit the machine, where the time goes, puzzles/s of trained runs
+	@$(PY) -c "$$BENCH"
+
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r requirements.txt
 	touch $@
 
-.PHONY: train-sudoku train-maze train-arc demo test ablations sudoku-extreme maze-hard arc
+.PHONY: train-sudoku train-maze train-arc demo test ablations bench sudoku-extreme maze-hard arc

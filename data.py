@@ -26,6 +26,11 @@ def run(program, main):
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:                                                # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except torch.OutOfMemoryError as error:
+        print(f"{program}: out of memory, lower --micro_batch (eval: --batch): {error}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -577,7 +582,8 @@ def download(url, path):
                 have, total = file.tell(), file.tell() + int(size)
                 while block := reply.read(1 << 20):
                     have += file.write(block)
-                    print(f"\r{path.name}: {have / 1e6:.1f} of {total / 1e6:.1f} MB ", end="", file=sys.stderr)
+                    print(f"\r{path.name}: {have / 1e6:.1f} of {total / 1e6:.1f} MB", end="", file=sys.stderr)
+        print(file=sys.stderr)
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "code", 0) == 416:                               # there is nothing behind what is here
             part.unlink()

@@ -495,13 +495,14 @@ def train(cfg, run, folder=None, saved=None):
     while step < cfg.steps and not stop:
         slots, means = train_step(model, ema, optimizer, slots, task, step)
         step, sums, seconds = step + 1, sums + means, time.perf_counter() - clock
-        stop = torch.tensor(max(signals, default=0))                             # in all processes at the same step
+        stop = torch.tensor(max(signals, default=0))                       # in all processes at the same step
         if WORLD > 1:
             dist.all_reduce(stop, dist.ReduceOp.MAX)
-        if seconds - reported[1] > (1 if tty else 30) or step == cfg.steps:
+        over, keep = step == cfg.steps or stop, seconds - saved_at > 60
+        if over or keep or seconds - reported[1] > (1 if tty else 30):
             means = (sums / (step - reported[0])).tolist()                 # waits for the device
             if not math.isfinite(means[0]):
-                raise ValueError(f"the loss is {means[0]} at step {step}; lower --lr (the last checkpoint is kept)")
+                data.refuse(f"the loss is {means[0]} at step {step}: lower --lr; {path}, if there, is from before")
             seconds = time.perf_counter() - clock
             if seconds > 30 and looking < 0.05 * seconds:                  # a look at unseen puzzles, now and then
                 unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[0][1, -1, -1].mean():.3f}"
@@ -510,14 +511,13 @@ def train(cfg, run, folder=None, saved=None):
             row = {"step": step, "of": cfg.steps, "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
                    "TFLOP/s": f"{rate * cost / 1e12:.3f}", "of peak": f"{rate * cost / most:.0%}",
                    "min left": f"{(cfg.steps - step) / rate / 60:.1f}", "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
-            row |= zip(("loss", "answer", "halting", "solved", "halted"), (f"{mean:.3f}" for mean in means))
-            row["unseen"] = unseen
+            row |= zip("loss answer halting solved halted unseen".split(), [*map("{:.3f}".format, means), unseen])
             for cells in [row.values()] if log.tell() else [row, row.values()]:
                 print(*cells, sep=",", file=log, flush=True)
             line = "  ".join(f"{name} {value}" for name, value in row.items())
             print(f"\r{line[:os.get_terminal_size().columns - 1]}\033[K" if tty else line + "\n", end="", flush=True)
             sums, reported = 0, (step, seconds)
-        if not RANK and (seconds - saved_at > 60 or step == cfg.steps or stop):   # each process has slots of its own
+        if not RANK and (over or keep):                                    # each process has slots of its own
             save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots if WORLD == 1 else None, step=step,
                  seconds=seconds, folder=folder, log_size=log.tell())
             saved_at = seconds
