@@ -29,7 +29,7 @@ def run(program, main):
     except BrokenPipeError:                                                # nobody reads on, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except torch.OutOfMemoryError as error:
-        print(f"{program}: out of memory, lower --micro_batch (eval: --batch): {error}", file=sys.stderr)
+        print(f"{program}: out of memory, lower --micro_batch: {error}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -58,7 +58,7 @@ class Config:
     explore: float = doc(0.1, "chance that a slot must think for 2..N_sup steps before it may halt (section 2.5)", 0, 1)
     steps: int = doc(65_000, "optimizer steps; 0 prints what would be trained and stops", 0, math.inf)
     batch: int = doc(768, "puzzles in an optimizer step (section 5)")
-    micro_batch: int = doc(768, "puzzles at once, gradients add up: less needs less memory")
+    micro_batch: int = doc(768, "puzzles at once, whose gradients add up: fewer need less memory")
     lr: float = doc(1e-4, "learning rate of AdamW (section 5)", 0, math.inf)
     lr_final: float = doc(1.0, "share of it left at the end, reached linearly; 1: constant, the paper's", 0, math.inf)
     warmup: int = doc(2000, "steps of linear warm-up (section 5)")
@@ -153,7 +153,7 @@ class Block(nn.Module):
         return norm(h + self.mlp(h), -1)
 
 class TRM(nn.Module):
-    """Embeddings, one network (HRM: two) in `nets`, two heads (Figure 1): x in its input tells it to update z (4.3)."""
+    """Embeddings, one network (HRM: two) in `nets`, two heads (Figure 1). With x it updates z, without y (4.3)."""
     def __init__(self, cfg, length, vocab, ids=1, dtype=torch.float32):
         super().__init__()
         self.cfg, self.length, self.dtype = cfg, length, dtype             # the arithmetic's dtype; weights are float32
@@ -211,7 +211,7 @@ def multi_scale_z(f_L, f_H, x, y, z, n):
         z = torch.cat([z[1:], f_L(z.sum(0) + (y + x))[None]])
     return f_H(y + z.sum(0)), z
 def continue_target(model, x, y, z, last):
-    """HRM's target [B] for going on: the next step's better value, where it is the `last`, that of halting (2.5)."""
+    """HRM's target [B] for going on: the next step's better value, at the `last` that of halting (section 2.5)."""
     with torch.no_grad():
         q = deep_recursion(model, x, y, z, model.cfg.n, model.cfg.T)[2]
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
@@ -233,8 +233,8 @@ def losses(logits, q, labels):
 # ---- Deep supervision (section 2.4) ----------------------------------------------------------------------------------
 # The paper loops N_sup times over a batch. Here, as published, a row is a slot with its own puzzle, (y, z) and count.
 def refill(slots, model, task):
-    """Give every halted slot (at first, slots None, all) a fresh augmented puzzle, y_init, z_init, count 0. A puzzle is
-    drawn for every slot, to not wait for the device; and `minimum` supervision steps for those that explore (2.5)."""
+    """Give every halted slot (at first, slots None, all) a fresh augmented puzzle, y_init, z_init, count 0. One is
+    drawn for every slot, to not wait for the device; so is the `minimum` of steps, if it explores (section 2.5)."""
     inputs, labels, ids = task.draw(B := model.cfg.batch)                  # [B, L], [B, L], [B]
     (y, z), count = model.initial(B), torch.zeros_like(ids)                # [S, B, D], [B]
     minimum = torch.randint(2, max(model.cfg.N_sup, 2) + 1, (B,), device=ids.device)
@@ -245,7 +245,7 @@ def refill(slots, model, task):
     means, grads = torch.zeros(B, 5, device=y.device), torch.zeros(B, y.shape[-1], device=y.device)
     return {**kept, "minimum": minimum, "means": means, "grads": grads}    # the last two: see train_step
 def update_puzzles(puzzles, ids, grads, lr, decay):
-    """Sign-SGD with decoupled decay on rows ids [B] of puzzles [identities, D]; a row's grads [B, D] add up (5)."""
+    """Sign-SGD, decoupled decay, on rows ids [B] of puzzles [identities, D]; a row's grads [B, D] add (section 5)."""
     total = (ids[:, None] == ids).to(grads.dtype) @ grads                  # [B, D]
     puzzles[ids] = (1 - lr * decay) * puzzles[ids] - lr * total.sign()
 def train_step(model, ema, optimizer, slots, task, step):
@@ -329,8 +329,8 @@ def evaluate(model, task, puzzles, steps):
     cfg, batches, attempts = model.cfg, [], []
     with torch.random.fork_rng():                                          # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
-        for rows in torch.arange(len(puzzles)).split(4 * cfg.batch // cfg.widths[-1] + 1):   # no gradient: 4 times fits
-            part, found = puzzles[rows.to(puzzles.ids.device)], []
+        for rows in torch.arange(len(puzzles)).split(4 * min(cfg.batch, cfg.micro_batch) // cfg.widths[-1] + 1):
+            part, found = puzzles[rows.to(puzzles.ids.device)], []         # without gradient four times as many fit
             for answers, q, _ in think(model, part.inputs, steps, task, part.ids):
                 for w in cfg.widths:
                     best, sure, rank = choose(answers[:, :w], q[:, :w], cfg.pick, part.labels)
@@ -371,7 +371,7 @@ def solve_lines(model, task, lines):
     """Solve puzzles, one a line; print a line of CSV each. Returns the exit status: 1 if there were bad lines."""
     numbered, out, status = enumerate(lines, 1), csv.writer(sys.stdout, lineterminator="\n"), 0
     out.writerow(["puzzle", "answer", "probability", "solved"])
-    while chunk := [*itertools.islice(numbered, 4 * model.cfg.batch // model.cfg.widths[-1] + 1)]:
+    while chunk := [*itertools.islice(numbered, 1000)]:
         puzzles = []
         for number, line in chunk:
             try:
