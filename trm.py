@@ -258,7 +258,8 @@ def train_step(model, ema, optimizer, slots, task, step):
     optimizer.zero_grad()
     for first in mine[::cfg.micro_batch]:                                  # gradients add up
         rows = slice(first, min(first + cfg.micro_batch, mine.stop))
-        part = {name: v[..., rows, :] if name in "yz" else v[rows] for name, v in slots.items()}   # views
+        part = slots if len(mine) == cfg.batch <= cfg.micro_batch else {   # else views of a share
+            name: v[..., rows, :] if name in "yz" else v[rows] for name, v in slots.items()}
         vectors = model.puzzles[part["ids"]].requires_grad_() if cfg.prefix else None   # [B, D]
         x = model.embed(part["inputs"], vectors)
         (y, z), logits, q = deep_recursion(model, x, part["y"], part["z"], cfg.n, cfg.T)
@@ -268,11 +269,10 @@ def train_step(model, ema, optimizer, slots, task, step):
             halting = halting + F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
         loss = answer + 0.5 * halting                                      # [B]
         (loss.sum() / cfg.batch).backward()
-        sure = q[:, 0] - cfg.q_learning * q[:, 1] > 0                      # HRM: is halting worth more than going on?
-        halted = (part["count"] >= N_sup) | (sure & (part["count"] >= part["minimum"]))   # section 4.6
+        halted = (part["count"] >= N_sup) | (part["count"] >= part["minimum"]) & (q[:, 0] > cfg.q_learning * q[:, 1])
         means = torch.stack([v.detach().float() for v in (loss, answer, halting, right, halted)], 1)
-        part["y"].copy_(y), part["z"].copy_(z), part["means"].copy_(means)
-        part["grads"].copy_(vectors.grad) if cfg.prefix else None
+        new = {"y": y, "z": z, "means": means, "grads": vectors.grad if cfg.prefix else part["grads"]}
+        slots.update(new) if part is slots else [part[name].copy_(v) for name, v in new.items()]
     for v in [p.grad for p in model.parameters()] + [slots["means"], slots["grads"]] if WORLD > 1 else ():
         dist.all_reduce(v)                                                 # rows of other processes were 0
     slots["halted"] = slots["means"][:, 4] > 0
