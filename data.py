@@ -596,4 +596,5 @@ def download(url, path):
     os.replace(part, path)
 
 if __name__ == "__main__":                                                 # python data.py URL FILE, see the Makefile
-    run("data.py", lambda: download(sys.argv[1], Path(sys.argv[2])))
+    usage = lambda: refuse("usage: python data.py URL FILE")
+    run("data.py", lambda: download(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) == 3 else usage())
