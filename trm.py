@@ -536,8 +536,8 @@ def parse(argv=None):
     add = parser.add_argument
     add("command", choices=["train", "eval", "solve"], help="train a preset, evaluate a run, watch it solve a puzzle")
     add("name", help=f"train: a preset ({', '.join(PRESETS)}); else a run or a published checkpoint")
-    add("--data", metavar="DIR", help="folder with train.csv and test.csv (built-in puzzles)")
-    own = [add("puzzle", nargs="?", help="solve: a grid in one line, '.' or 0 for a blank; - reads lines, prints CSV"),
+    add("--data", metavar="DIR", help="folder with train.csv and test.csv, or ARC's files (built-in puzzles)")
+    own = [add("puzzle", nargs="?", help="solve: a grid in a line, '.' or 0 for a blank; ARC task; - reads lines"),
            add("--show", choices=["z"], help="solve: print what the latent z decodes to, too (Figure 6)"),
            add("--svg", metavar="FILE", help="solve: draw the grid after each supervision step"),
            add("--csv", metavar="FILE", help="eval: write the table there, too"),
@@ -548,7 +548,7 @@ def parse(argv=None):
                                       "and solve take what leaves the shapes of weights; there --steps is N_eval.")
     for f in fields(Config):
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type, "metavar": "X"}
-        names = {f"--{f.name}", f"--{f.name.replace('_', '-')}", "--votes" if f.name == "augment" else f"--{f.name}"}
+        names = dict.fromkeys([f"--{f.name}", "--votes" if f.name == "augment" else f"--{f.name.replace('_', '-')}"])
         hyper.add_argument(*names, default=argparse.SUPPRESS, help=f"{f.metadata['help']} [{f.default}]", **kind)
     args, unknown = parser.parse_known_intermixed_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if f.name in args}
