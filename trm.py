@@ -88,12 +88,12 @@ ARC1 = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_de
 PRESETS = {
     "sudoku": Config(), "sudoku-att": Config(mixing="attention"), "sudoku-hrm": HRM,
     "sudoku-direct": replace(HRM, n=1, T=1, N_sup=1, N_eval=1, one_step=False, q_learning=False),   # Table 4's first
+    "sudoku-fast": Config(N_start=0.125, lr=4e-4, lr_final=0.1, warmup=1000, steps=30_000),   # for a GPU, not tried
     "sudoku-small": replace(SMALL, N_sup=16, N_start=0.125, N_eval=32, lr=3e-3, lr_final=0.1, ema=0.997, steps=7000),
     "arc1": ARC1, "arc2": replace(ARC1, sets="training2,concept,evaluation2"),
     "arc-small": replace(SMALL, task="arc", sets="training", size=6, variants=16, prefix=1, N_sup=16, N_start=0.125,
                          augment=17, pick="vote", lr=3e-3, steps=5000),
-    "maze": Config(task="maze", size=30, mixing="attention", n=4),
-    "maze-mlp": Config(task="maze", size=30, n=4),
+    "maze": Config(task="maze", size=30, mixing="attention", n=4), "maze-mlp": Config(task="maze", size=30, n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_sup=16, N_start=0.125, lr=3e-3, steps=5000),
     "sudoku-6x6": replace(SMALL, size=6, weight_decay=1.0, steps=1250),
 }
