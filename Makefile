@@ -103,8 +103,7 @@ def timed(name, function):
         wait()
         began, result = time.perf_counter(), function(*args, **kwargs)
         wait()
-        key = name or names[1 + torch.is_grad_enabled()]
-        spent[key] = spent.get(key, 0) + time.perf_counter() - began
+        spent[name] = spent.get(name, 0) + time.perf_counter() - began
         return result
     return timed_function
 def steps(count, slots=None):
@@ -124,17 +123,24 @@ for name in trm.PRESETS if cuda else ["sudoku", "sudoku-small", "sudoku-6x6", "m
         continue
     optimizer = trm.optim.AdamW(model.parameters(), cfg.lr, fused=True)
     cost, peak = trm.flops(cfg, task), trm.matrix_rate(model.dtype)
-    [block.compile(dynamic=False) for net in model.nets for block in net]
+    model.compile(dynamic=False)
     count = 4 if name == "sudoku" and not cuda else 30
     slots = steps(3)[1]
     second, slots = min((steps(count, slots) for _ in range(3)), key=lambda pair: pair[0])
-    kept = {f: getattr(trm, f) for f in ("refill", "latent_recursion", "single_z")}
     spent.clear()
-    trm.refill, trm.latent_recursion = timed(names[0], trm.refill), timed(None, trm.latent_recursion)
-    backward, torch.Tensor.backward = torch.Tensor.backward, timed(names[3], torch.Tensor.backward)
-    optimizer.step, ema.update_parameters = timed(names[4], optimizer.step), timed(names[4], ema.update_parameters)
-    whole, _ = steps(count, slots)
-    trm.refill, trm.latent_recursion, torch.Tensor.backward = kept["refill"], kept["latent_recursion"], backward
+    refill, trm.refill = trm.refill, timed("drawing", trm.refill)
+    trm.TRM.__call__ = timed("gradient", torch.nn.Module.__call__)
+    backward, torch.Tensor.backward = torch.Tensor.backward, timed("backward", torch.Tensor.backward)
+    optimizer.step, ema.update_parameters = (timed("optimizer", f) for f in (optimizer.step, ema.update_parameters))
+    whole, slots = steps(count, slots)
+    shares = {part: seconds / count / whole for part, seconds in spent.items()}
+    trm.refill, trm.TRM.__call__, torch.Tensor.backward = refill, torch.nn.Module.__call__, backward
+    shares["no gradient"] = 0
+    if cfg.T > 1:
+        model.cfg = replace(cfg, T=1)
+        slots = steps(3, slots)[1]
+        shares["no gradient"] = 1 - min(steps(count, slots)[0] for _ in range(3)) / second
+        shares["gradient"] -= shares["no gradient"]
     rates = []
     path = trm.Path("runs") / name / "checkpoint.pt"
     for all_steps in (False, True) if path.exists() else ():
@@ -143,8 +149,8 @@ for name in trm.PRESETS if cuda else ["sudoku", "sudoku-small", "sudoku-6x6", "m
         began = time.perf_counter()
         trm.evaluate(average.module, judged, judged.test, saved["config"].N_eval)
         rates.append(f"{len(judged.test) / (time.perf_counter() - began):.3g}")
-    shares = [f"{spent.get(part, 0) / count / whole:.0%}" for part in names]
-    row = [f"{1 / second:.3g}", f"{cost / second / 1e12:.3g}", f"{cost / second / peak:.0%}", *shares, *(rates or ["-", "-"])]
+    row = [f"{1 / second:.3g}", f"{cost / second / 1e12:.3g}", f"{cost / second / peak:.0%}"]
+    row += [f"{shares[part]:.0%}" for part in names] + (rates or ["-", "-"])
     print(name.ljust(13), *(cell.rjust(11) for cell in row), flush=True)
 endef
 export BENCH

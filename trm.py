@@ -68,7 +68,7 @@ class Config:
     beta2: float = doc(0.95, "AdamW's decay of the mean squared gradient (section 5)", 0, 1)
     ema: float = doc(0.999, "decay of the averaged weights, which are the ones evaluated (section 4.7)", 0, 1)
     dtype: str = doc("auto", "of the arithmetic, weights stay float32; auto: the faster", "auto", "float32", "bfloat16")
-    compile: bool = doc(True, "torch.compile the blocks, where there is a compiler")
+    compile: bool = doc(True, "torch.compile the supervision step, where there is a compiler")
     def __post_init__(self):
         for f in fields(self):
             value, allowed = getattr(self, f.name), f.metadata["allowed"]
@@ -178,6 +178,7 @@ class TRM(nn.Module):
     def q_head(self, y):
         """Logits [B, 2] float32 of y at the first position: the first > 0 says "the answer is right" (section 4.6)."""
         return F.linear(y[0].float(), self.q_weight, self.q_bias)
+    forward = lambda self, x, y, z: deep_recursion(self, x, y, z, self.cfg.n, self.cfg.T)   # to be compiled as a whole
     def initial(self, B):
         """y_init and z_init for B puzzles: two [S, B, D], z_init [n, S, B, D] where z is multi-scale."""
         y, z = (v.to(self.dtype).expand(self.cfg.prefix + self.length, B, -1) for v in (self.y_init, self.z_init))
@@ -213,7 +214,7 @@ def multi_scale_z(f_L, f_H, x, y, z, n):
 def continue_target(model, x, y, z, last):
     """HRM's target [B] for going on: the next step's better value, at the `last` that of halting (section 2.5)."""
     with torch.no_grad():
-        q = deep_recursion(model, x, y, z, model.cfg.n, model.cfg.T)[2]
+        q = model(x, y, z)[2]
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
 def stablemax_cross_entropy(logits, labels):
     """-log p of each label, in float64, with p = s / sum s and s(v) = v + 1 for v >= 0, 1 / (1 - v) below.
@@ -262,7 +263,7 @@ def train_step(model, ema, optimizer, slots, task, step):
             name: v[..., rows, :] if name in "yz" else v[rows] for name, v in slots.items()}
         vectors = model.puzzles[part["ids"]].requires_grad_() if cfg.prefix else None   # [B, D]
         x = model.embed(part["inputs"], vectors)
-        (y, z), logits, q = deep_recursion(model, x, part["y"], part["z"], cfg.n, cfg.T)
+        (y, z), logits, q = model(x, part["y"], part["z"])
         answer, right, halting = losses(logits, q, part["labels"])
         if cfg.q_learning:
             target = continue_target(model, x.detach(), y, z, part["count"] >= N_sup)
@@ -301,7 +302,7 @@ def think(model, inputs, steps, task=None, ids=None):
     for _ in range(steps):
         if len(rows):
             z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
-            (y, z), logits, q_now = deep_recursion(model, x, y, z, cfg.n, cfg.T)
+            (y, z), logits, q_now = model(x, y, z)
             found, certainty = logits.argmax(-1).to(answers.dtype), q_now[:, 0] - cfg.q_learning * q_now[:, 1]
             sure.view(-1)[rows] = (certainty > 0) & (found == answers[rows]).all(1)
             answers[rows], q.view(-1)[rows] = found, certainty
@@ -452,8 +453,7 @@ def flops(cfg, task):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model, B = TRM(cfg, task.length, task.vocab, task.ids), cfg.batch
         x, (y, z) = model.embed(torch.zeros(B, task.length).long(), torch.zeros(B, cfg.D)), model.initial(B)
-        _, logits, q = deep_recursion(model, x, y, z, cfg.n, cfg.T)
-        (logits.sum() + q.sum()).backward()
+        sum(output.sum() for output in model(x, y, z)[1:]).backward()
         if cfg.q_learning:
             continue_target(model, x, y, z, torch.zeros(B).bool())
     return counter.get_total_flops()
@@ -478,9 +478,9 @@ def train(cfg, run, folder=None, saved=None):
         return
     optimizer = optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), 1e-8, cfg.weight_decay, fused=True)
     if cfg.compile:
-        torch._dynamo.config.suppress_errors = True                        # blocks run as they are without a compiler,
+        torch._dynamo.config.suppress_errors = True                        # it runs as it is without a compiler,
         torch._logging.set_logs(dynamo=40)                                 # and no word of it but errors
-        [block.compile(dynamic=False) for net in model.nets for block in net]
+        model.compile(dynamic=False)
     (path := Path("runs") / run / "checkpoint.pt").parent.mkdir(parents=True, exist_ok=True)
     slots, step, seconds = (saved[name] for name in ("slots", "step", "seconds")) if saved else (None, 0, 0.0)
     log = open(os.devnull if RANK else path.with_name("log.csv"), "a" if saved else "w")
