@@ -28,12 +28,12 @@ def run(program, main):
         sys.exit(130)
     except BrokenPipeError:                                                # nobody reads on, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except torch.OutOfMemoryError as error:
-        print(f"{program}: out of memory, lower --micro_batch: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        line, torchs = str(error).partition("\n")[0], isinstance(error, RuntimeError)
+        if torchs and "memory" not in line and "overflow" not in line:     # no mistake of the user's: show where
+            raise
+        hint = "lower what is too large, or --micro_batch: " * (torchs or isinstance(error, MemoryError))
+        sys.exit(print(f"{program}: {hint}{line}", file=sys.stderr) or 2)
 
 @dataclass
 class Puzzles:
@@ -204,12 +204,13 @@ def read_csv(path, task, take=0, seed=0):
         refuse(f"{path} has {count} puzzles, {max(take, 1)} are asked for; lower train_size or test_size")
     return Puzzles(*(torch.cat(column) for column in list(zip(*kept))[1:]), torch.zeros(count, dtype=torch.int64))
 def replace_file(path, write):
-    """Call write(PART) for a file beside `path` and move it there: no half file has its name. Raises ValueError."""
+    """Call write(file) with a file beside `path` and move it there: no half file has its name. Raises ValueError."""
     try:
-        write(part := f"{path}.part{os.environ.get('RANK', '')}")          # processes of torchrun do not meet
+        with open(part := f"{path}.part{os.environ.get('RANK', '')}", "wb") as file:   # not that of another process
+            write(file)
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be written, what was saved before is kept: {error}") from None
+    except (OSError, RuntimeError) as error:                               # torch's error comes after the disk's
+        raise ValueError(f"{path} cannot be written, what was there is kept: {error.__context__ or error}") from None
 # ---- The tasks as trm.py sees them ----------------------------------------------------------------------------------
 class Grids:
     """What Sudoku and Maze have in common. cfg: a trm.Config. folder: where train.csv and test.csv are; None: built-in
@@ -224,16 +225,16 @@ class Grids:
     train = cached_property(lambda self: self.read("train.csv", self.cfg.train_size))
     test = cached_property(lambda self: self.read("test.csv", self.test_size))
     def read(self, name, take):
-        """One file of the folder as Puzzles on the device; built-in puzzles are made once, where they are missing."""
+        """One file of the folder as Puzzles on the device. Built-in ones are made where train.csv, the last, is not."""
         if self.built_in and not (self.folder / "train.csv").exists():
             print(f"building {self.folder} ...", flush=True)
             *grids, rating = (part.cpu() for part in self.generate(self.cfg.train_size + self.test_size))
             rows = [f"seed {self.cfg.seed},{self.text(question)},{self.text(answer)},{hard}\n"
                     for question, answer, hard in zip(*grids, rating.tolist())]
             self.folder.mkdir(parents=True, exist_ok=True)
-            for file, part in ("test.csv", rows[self.cfg.train_size:]), ("train.csv", rows[:self.cfg.train_size]):
-                content = "".join([",".join(HEADER) + "\n", *part])        # train.csv is the last: all is done
-                replace_file(self.folder / file, lambda path: Path(path).write_text(content))
+            for kind, part in ("test", rows[self.cfg.train_size:]), ("train", rows[:self.cfg.train_size]):
+                text = f"{','.join(HEADER)}\n{''.join(part)}".encode()
+                replace_file(self.folder / f"{kind}.csv", lambda file: file.write(text))
         return read_csv(self.folder / name, self, take, self.cfg.seed).to(self.device)
     def draw(self, B):
         """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L], ids [B]."""
@@ -373,7 +374,7 @@ def read_grid(rows):
     """A grid of a JSON file as an array of tokens, empty for None. Raises ValueError for what is no grid."""
     grid = np.array(np.zeros((0, 1), int) if rows is None else rows)
     if grid.ndim != 2 or grid.dtype.kind != "i" or max(grid.shape) > 30 or ((grid < 0) | (grid > 9)).any():
-        refuse(f"no grid is {str(rows)[:60]}")
+        refuse(f"{str(rows)[:60]} is no grid")
     return (grid + 2).astype(np.uint8)
 
 class ARC:
@@ -495,7 +496,7 @@ class ARC:
         for number, pair in zip(task.tolist(), attempts):
             grids = {f"attempt_{k}": json.loads(self.text(grid)) for k, grid in enumerate(pair, 1)}
             submission.setdefault(self.names[number], []).append(grids)
-        replace_file("submission.json", lambda path: Path(path).write_text(json.dumps(submission)))
+        replace_file("submission.json", lambda file: file.write(json.dumps(submission).encode()))
         print("wrote submission.json")
 
 TASKS = {"sudoku": Sudoku, "maze": Maze, "arc": ARC}
@@ -569,7 +570,7 @@ def print_table(rows, path=None):
 def download(url, path):
     """Fetch `url` to `path`, unless it is there, with progress. What has come waits in PATH.part: a cut download goes
     on from there; only a whole file, that begins as its kind must, gets its name. Raises ValueError."""
-    if path.exists():
+    if (path := Path(path)).exists():
         return print(f"{path} is there already")
     (part := Path(f"{path}.part")).parent.mkdir(parents=True, exist_ok=True)
     have, begins = part.stat().st_size if part.exists() else 0, b"PK" if path.suffix == ".zip" else b"source,"
@@ -596,5 +597,4 @@ def download(url, path):
     os.replace(part, path)
 
 if __name__ == "__main__":                                                 # python data.py URL FILE, see the Makefile
-    usage = lambda: refuse("usage: python data.py URL FILE")
-    run("data.py", lambda: download(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) == 3 else usage())
+    run("data.py", lambda: download(*sys.argv[1:]) if len(sys.argv) == 3 else refuse("usage: python data.py URL FILE"))

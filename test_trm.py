@@ -17,16 +17,14 @@ TINY = [*(f"--{name}={size}" for name, size in SIZES.items()), "--no-compile", "
 def somewhere_else(tmp_path, monkeypatch):                                 # no test sees the reader's runs and puzzles
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-def tiny(**changes):
-    return replace(trm.Config(n=2, T=2, compile=False, **SIZES), **changes)
+tiny = lambda **changes: replace(trm.Config(n=2, T=2, compile=False, **SIZES), **changes)
 def tiny_task(cfg):                                                        # random tokens for puzzles
     task = data.Sudoku(cfg)
     task.train = data.Puzzles(torch.randint(1, 8, (40, task.length)).byte(),
                               torch.randint(2, 8, (40, task.length)).byte(), *torch.zeros(2, 40).long())
     return task
-def learner(model):
-    ema = trm.AveragedModel(model, multi_avg_fn=trm.get_ema_multi_avg_fn(model.cfg.ema))
-    return ema, torch.optim.AdamW(model.parameters(), model.cfg.lr)
+learner = lambda model: (trm.AveragedModel(model, multi_avg_fn=trm.get_ema_multi_avg_fn(model.cfg.ema)),
+                         torch.optim.AdamW(model.parameters(), model.cfg.lr))
 def started(**changes):
     model = trm.TRM(tiny(size=6, **changes), 36, 8)
     return model, model.embed(torch.randint(1, 8, (4, 36)), torch.zeros(4, 32)), *model.initial(4)
@@ -137,7 +135,7 @@ def test_a_cut_download_resumes_and_is_never_taken_for_whole(monkeypatch):
     with server({"/a.csv": b"<html>please log in</html>"}) as (url, _):    # no puzzle file gets no name
         for name, message in ("a.csv", "is not what it should be: it does not begin with source,"), ("gone.csv", "404"):
             with refused(message):
-                data.download(f"{url}/{name}", Path(name))
+                data.download(f"{url}/{name}", name)
     assert not list(Path(".").glob("[ag]*"))
 def test_what_the_user_types_as_a_puzzle():
     assert [(task := NINE).text(task.parse(text).inputs[0]) for text in (EASY, EASY.replace(".", "0"))] == [EASY] * 2
@@ -539,8 +537,10 @@ def test_from_the_shell_with_a_compiler_without_one_and_with_a_mistake():
                     TORCHINDUCTOR_CACHE_DIR=str(Path(cache).absolute()))
         assert run.returncode == 0 and "20 unseen puzzles" in run.stdout and not run.stderr, run.stderr
         assert any(Path(cache).rglob("*.so")) == (not change)
-    run = shell("soduku")
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", "trm.py: unknown preset soduku; did you mean sudoku?\n")
+    for args, line in (["soduku"], "unknown preset soduku; did you mean sudoku?"), (
+            ["sudoku", "--prefix=999999999"], "lower what is too large, or --micro_batch: Storage size calculation"):
+        run = shell(*args)
+        assert (run.returncode, run.stdout) == (2, "") and re.fullmatch(f"trm.py: {re.escape(line)}.*\n", run.stderr)
 def test_every_variant_trains_saves_loads_and_evaluates(capsys):
     for flags in [flags for flags, *_ in PAPER[1:]] + ["--dtype bfloat16"]:
         preset = f"sudoku-{flags}" if flags in ("hrm", "direct") else f"sudoku-6x6 {flags}"
@@ -579,7 +579,7 @@ def test_a_checkpoint_with_code_is_refused_and_one_that_cannot_be_written_leaves
     assert not Path("made by a checkpoint").exists()
     trm.save("checkpoint.pt", (model := started()[0]).cfg, model, step=1)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with refused("what was saved before is kept: [Errno 28] No space left"):
+    with refused("what was there is kept: [Errno 28] No space left"):
         trm.save("checkpoint.pt", model.cfg, model, step=2)
     assert torch.load("checkpoint.pt", weights_only=True)["step"] == 1
 def test_the_commands_of_the_readme_exist():

@@ -21,7 +21,7 @@ RANK, WORLD, LOCAL = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), 
 DEVICE = torch.device("cuda", LOCAL) if torch.cuda.is_available() else torch.device("cpu")
 def doc(default, text, *allowed):
     """A Config field: its default, the line that --help prints, and what is allowed: [low, high) or a set of words."""
-    return field(default=default, metadata={"help": text, "allowed": allowed or (1, math.inf)})
+    return field(default=default, metadata={"help": text, "allowed": allowed or (1, 10 ** 9)})
 
 @dataclass(frozen=True)
 class Config:
@@ -32,23 +32,23 @@ class Config:
     sets: str = doc("training,concept,evaluation", "ARC: task sets; the test pairs of the last are unseen", "")
     variants: int = doc(1000, "ARC: most augmentations of a task, each an identity of its own (section 5)", 0, 5000)
     train_size: int = doc(1000, "training puzzles, of a --data folder drawn by the seed (section 5); ARC: tasks a set")
-    test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, math.inf)
+    test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, 10 ** 9)
     seed: int = doc(0, "seed of the built-in puzzles, of the weights and of training", 0, 2 ** 31)
     D: int = doc(512, "hidden size (section 5)")
     n_layers: int = doc(2, "blocks in the tiny network (section 4.4: less is more)")
     networks: int = doc(1, "1: the same network updates z and y; 2: HRM's f_L and f_H (section 4.3)", 1, 3)
     mixing: str = doc("mlp", "what mixes the cells: an mlp or attention (section 4.5)", "mlp", "attention")
     heads: int = doc(8, "attention heads")
-    expansion: float = doc(4.0, "inner width of a SwiGLU: 2/3 of this times its width, ...", 0.1, math.inf)
+    expansion: float = doc(4.0, "inner width of a SwiGLU: 2/3 of this times its width, ...", 0.1, 10 ** 9)
     multiple: int = doc(256, "... rounded up to a multiple of this")
-    prefix: int = doc(0, "P, positions for the puzzle embedding; a single puzzle identity needs none", 0, math.inf)
+    prefix: int = doc(0, "P, positions for the puzzle embedding; a single puzzle identity needs none", 0, 10 ** 9)
     n: int = doc(6, "n, updates of the latent z in a recursion (section 4.2)")
     T: int = doc(3, "T, recursions in a supervision step, the last one with gradient (section 4.1)")
     N_sup: int = doc(16, "N_sup, most supervision steps on one puzzle (section 2.4)")
     N_start: float = doc(1.0, "share of N_sup at the first step, from which it grows exponentially", 1e-3, 1.001)
     N_eval: int = doc(16, "supervision steps at evaluation; more than N_sup is thinking longer than trained for")
     rollouts: int = doc(1, "K, tries of each puzzle at evaluation, told apart by noise")
-    noise: float = doc(0.0, "sigma of what is added to z before each supervision step at evaluation", 0, math.inf)
+    noise: float = doc(0.0, "sigma of what is added to z before each supervision step at evaluation", 0, 10 ** 9)
     pick: str = doc("q", "which rollout answers: the highest halting logit, or the most common answer", "q", "vote")
     augment: int = doc(1, "A, symmetric copies of each puzzle at evaluation, which vote")
     all_steps: bool = doc(False, "at evaluation go on with a puzzle that the halting head is sure of")
@@ -56,14 +56,14 @@ class Config:
     one_step: bool = doc(False, "HRM's gradient, through the last update of z and the last of y only (section 2.3)")
     q_learning: bool = doc(False, "HRM's halting, by Q-learning with a second forward pass (section 2.5)")
     explore: float = doc(0.1, "chance that a slot must think for 2..N_sup steps before it may halt (section 2.5)", 0, 1)
-    steps: int = doc(65_000, "optimizer steps; 0 prints what would be trained and stops", 0, math.inf)
+    steps: int = doc(65_000, "optimizer steps; 0 prints what would be trained and stops", 0, 10 ** 9)
     batch: int = doc(768, "puzzles in an optimizer step (section 5)")
     micro_batch: int = doc(768, "puzzles at once, whose gradients add up: fewer need less memory")
-    lr: float = doc(1e-4, "learning rate of AdamW (section 5)", 0, math.inf)
-    lr_final: float = doc(1.0, "share of it left at the end, reached linearly; 1: constant, the paper's", 0, math.inf)
+    lr: float = doc(1e-4, "learning rate of AdamW (section 5)", 0, 10 ** 9)
+    lr_final: float = doc(1.0, "share of it left at the end, reached linearly; 1: constant, the paper's", 0, 10 ** 9)
     warmup: int = doc(2000, "steps of linear warm-up (section 5)")
-    weight_decay: float = doc(1.0, "decoupled weight decay (section 5)", 0, math.inf)
-    puzzle_lr: float = doc(1e-2, "learning rate of the puzzle embeddings (section 5)", 0, math.inf)
+    weight_decay: float = doc(1.0, "decoupled weight decay (section 5)", 0, 10 ** 9)
+    puzzle_lr: float = doc(1e-2, "learning rate of the puzzle embeddings (section 5)", 0, 10 ** 9)
     beta1: float = doc(0.9, "AdamW's decay of the mean gradient (section 5)", 0, 1)
     beta2: float = doc(0.95, "AdamW's decay of the mean squared gradient (section 5)", 0, 1)
     ema: float = doc(0.999, "decay of the averaged weights, which are the ones evaluated (section 4.7)", 0, 1)
@@ -399,7 +399,7 @@ def save(path, cfg, model, **state):
     state.update(config=asdict(cfg), dtype=str(model.dtype)[6:], model=model,
                  rng=[torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
     state = {name: getattr(part, "state_dict", lambda: part)() for name, part in state.items()}
-    data.replace_file(path, lambda part: torch.save(state, part))
+    data.replace_file(path, lambda file: torch.save(state, file))
 def load(path):
     """The dict in a checkpoint file, of a run or published; code in it is not run. Raises ValueError."""
     try:
@@ -489,11 +489,11 @@ def train(cfg, run, folder=None, saved=None):
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"][0].cpu())
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"][1:]])   # none without CUDA
-    signals, sums, reported, saved_at, looking, unseen, stop = [], 0, (step, seconds), seconds, 0.0, "-", False
-    before = {s: signal.signal(s, lambda number, _: signals.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals, old, sums, reported, saved_at, looking, unseen, stop = [], {}, 0, (step, seconds), seconds, 0, "-", 0
     clock = time.perf_counter() - seconds                                  # seconds of training, looks left out
     while step < cfg.steps and not stop:
-        slots, means = train_step(model, ema, optimizer, slots, task, step)
+        slots, means = train_step(model, ema, optimizer, slots, task, step)   # the first compiles, nothing to save yet
+        old = old or {s: signal.signal(s, lambda n, _: signals.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
         step, sums, seconds = step + 1, sums + means, time.perf_counter() - clock
         stop = torch.tensor(max(signals, default=0))                       # in all processes at the same step
         if WORLD > 1:
@@ -521,7 +521,7 @@ def train(cfg, run, folder=None, saved=None):
             save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots if WORLD == 1 else None, step=step,
                  seconds=seconds, folder=folder, log_size=log.tell())
             saved_at = seconds
-    [signal.signal(s, handler) for s, handler in before.items()]
+    [signal.signal(s, handler) for s, handler in old.items()]
     if stop:
         print("\n" * tty + f"stopped and saved at step {step}; the same command with --resume goes on")
         return 128 + int(stop)
