@@ -479,7 +479,7 @@ def train(cfg, run, folder=None, saved=None):
     optimizer = optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), 1e-8, cfg.weight_decay, fused=True)
     if cfg.compile:
         torch._dynamo.config.suppress_errors = True                        # it runs as it is without a compiler,
-        torch._logging.set_logs(dynamo=40)                                 # and no word of it but errors
+        torch._logging.set_logs(all=40)                                     # and no word of it but errors
         model.compile(dynamic=False)
     (path := Path("runs") / run / "checkpoint.pt").parent.mkdir(parents=True, exist_ok=True)
     slots, step, seconds = (saved[name] for name in ("slots", "step", "seconds")) if saved else (None, 0, 0.0)
