@@ -86,8 +86,9 @@ ablations: $(READY)      ## the paper's tables at CPU size, on 6x6 Sudoku; SEED=
 	@mkdir -p runs; printf '%-22s %8s %8s %8s %11s\n' variant "paper %" "here %" seconds parameters; \
 	echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
 	  run="ablation-$(SEED)-$$(echo $$name | tr ' ' '-')"; log="runs/$$run.log"; \
-	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 2 --T 2 --ema 0.98 --all-steps \
-	    --steps $(ABLATION_STEPS) --seed $(SEED) $$flags --run "$$run" --resume > "$$log" < /dev/null || exit 1; \
+	  grep -qs 'solved: ' "$$log" || $(PY) trm.py train sudoku-6x6 --n 2 --T 2 --ema 0.98 --expansion 2 \
+	    --multiple 32 --loss stablemax --all-steps --steps $(ABLATION_STEPS) --seed $(SEED) $$flags \
+	    --run "$$run" --resume > "$$log" < /dev/null || exit 1; \
 	  awk -v name="$$name" -v paper="$$paper" '/^model/ {parameters = $$2} /^trained/ {seconds = $$3} \
 	    /^ +[0-9]+  +[0-9.]+ +[0-9.]+ +[0-9.]+/ {right = $$3} \
 	    END {printf "%-22s %8s %8s %8s %11s\n", name, paper, right, seconds, parameters}' "$$log"; \
@@ -96,24 +97,28 @@ ablations: $(READY)      ## the paper's tables at CPU size, on 6x6 Sudoku; SEED=
 define BENCH
 import time, torch, trm
 from dataclasses import replace
-cuda, spent, names = trm.DEVICE.type == "cuda", {}, ["drawing", "no gradient", "gradient", "backward", "optimizer"]
+from torch.profiler import profile, record_function
+cuda, parts = trm.DEVICE.type == "cuda", ["drawing", "no gradient", "gradient", "backward", "optimizer"]
 wait = torch.cuda.synchronize if cuda else lambda: None
-def timed(name, function):
-    def timed_function(*args, **kwargs):
-        wait()
-        began, result = time.perf_counter(), function(*args, **kwargs)
-        wait()
-        spent[name] = spent.get(name, 0) + time.perf_counter() - began
-        return result
-    return timed_function
-def steps(count, slots=None):
+def label(owner, attribute, name):
+    function = getattr(owner, attribute)
+    def labelled(*args, **kwargs):
+        with record_function(name()):
+            return function(*args, **kwargs)
+    setattr(owner, attribute, labelled)
+label(trm, "refill", lambda: "drawing")
+label(trm, "latent_recursion", lambda: "gradient" if torch.is_grad_enabled() else "no gradient")
+label(torch.Tensor, "backward", lambda: "backward")
+label(trm.optim.AdamW, "step", lambda: "optimizer")
+label(trm.optim.swa_utils.AveragedModel, "update_parameters", lambda: "optimizer")
+def seconds(function):
     wait()
     began = time.perf_counter()
-    for step in range(count):
-        slots, _ = trm.train_step(model, ema, optimizer, slots, task, step)
+    function()
     wait()
-    return (time.perf_counter() - began) / count, slots
-print("preset".ljust(13), *(name.rjust(11) for name in ["steps/s", "TFLOP/s", "of peak", *names, "eval/s", "all steps"]))
+    return time.perf_counter() - began
+columns = ["steps/s", "TFLOP/s", "of peak", *parts, "eval/s", "all steps"]
+print("preset".ljust(13), *(name.rjust(11) for name in columns))
 for name in trm.PRESETS if cuda else ["sudoku", "sudoku-small", "sudoku-6x6", "maze-small"]:
     cfg = trm.PRESETS[name] if cuda or name != "sudoku" else replace(trm.PRESETS[name], batch=16)
     try:
@@ -121,36 +126,27 @@ for name in trm.PRESETS if cuda else ["sudoku", "sudoku-small", "sudoku-6x6", "m
     except ValueError as error:
         print(name.ljust(13), str(error)[:100])
         continue
-    optimizer = trm.optim.AdamW(model.parameters(), cfg.lr, fused=True)
-    cost, peak = trm.flops(cfg, task), trm.matrix_rate(model.dtype)
-    model.compile(dynamic=False)
+    optimizer, slots = trm.optim.AdamW(model.parameters(), cfg.lr, fused=True), None
     count = 4 if name == "sudoku" and not cuda else 30
-    slots = steps(3)[1]
-    second, slots = min((steps(count, slots) for _ in range(3)), key=lambda pair: pair[0])
-    spent.clear()
-    refill, trm.refill = trm.refill, timed("drawing", trm.refill)
-    trm.TRM.__call__ = timed("gradient", torch.nn.Module.__call__)
-    backward, torch.Tensor.backward = torch.Tensor.backward, timed("backward", torch.Tensor.backward)
-    optimizer.step, ema.update_parameters = (timed("optimizer", f) for f in (optimizer.step, ema.update_parameters))
-    whole, slots = steps(count, slots)
-    shares = {part: seconds / count / whole for part, seconds in spent.items()}
-    trm.refill, trm.TRM.__call__, torch.Tensor.backward = refill, torch.nn.Module.__call__, backward
-    shares["no gradient"] = 0
-    if cfg.T > 1:
-        model.cfg = replace(cfg, T=1)
-        slots = steps(3, slots)[1]
-        shares["no gradient"] = 1 - min(steps(count, slots)[0] for _ in range(3)) / second
-        shares["gradient"] -= shares["no gradient"]
-    rates = []
+    [net.compile(dynamic=False) for net in model.nets]
+    def steps():
+        global slots
+        for step in range(count):
+            slots, _ = trm.train_step(model, ema, optimizer, slots, task, step)
+    steps()
+    second = sorted(seconds(steps) for _ in range(5))[2] / count
+    with profile() as profiler:
+        whole = seconds(steps)
+    spent = {e.key: (e.device_time_total if cuda else e.cpu_time_total) / 1e6 / whole for e in profiler.key_averages()}
+    rate = trm.flops(cfg, task) / second
+    row = [f"{1 / second:.3g}", f"{rate / 1e12:.3g}", f"{rate / trm.matrix_rate(model.dtype):.0%}"]
+    row += [f"{spent.get(part, 0):.0%}" for part in parts]
     path = trm.Path("runs") / name / "checkpoint.pt"
     for all_steps in (False, True) if path.exists() else ():
         saved = trm.load(path)
         judged, _, average = trm.build(replace(saved["config"], all_steps=all_steps), saved["folder"], saved)
-        began = time.perf_counter()
-        trm.evaluate(average.module, judged, judged.test, saved["config"].N_eval)
-        rates.append(f"{len(judged.test) / (time.perf_counter() - began):.3g}")
-    row = [f"{1 / second:.3g}", f"{cost / second / 1e12:.3g}", f"{cost / second / peak:.0%}"]
-    row += [f"{shares[part]:.0%}" for part in names] + (rates or ["-", "-"])
+        thinking = seconds(lambda: trm.evaluate(average.module, judged, judged.test, saved["config"].N_eval))
+        row.append(f"{len(judged.test) / thinking:.3g}")
     print(name.ljust(13), *(cell.rjust(11) for cell in row), flush=True)
 endef
 export BENCH

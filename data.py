@@ -560,12 +560,12 @@ def watch(task, puzzle, steps, all_steps=False, svg=None):
     for name, grid in () if task.rule else (("attempt 1", last), ("attempt 2", second), ("the truth", label)):
         print(f"\n{name}\n{'is not told' if grid is None else show(task, grid, grid)}")
     if svg:
-        Path(svg).write_text(film(task, inputs, label, panels))
+        replace_file(svg, lambda file: file.write(film(task, inputs, label, panels).encode()))
 def print_table(rows, path=None):
     """Print a table, its first row the names of the columns; write it to the CSV file `path` too."""
     print("\n".join("  ".join(f"{cell:>{len(name)}}" for cell, name in zip(row, rows[0])) for row in rows))
     if path:
-        Path(path).write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+        replace_file(path, lambda file: file.writelines(f"{','.join(map(str, row))}\n".encode() for row in rows))
 # ---- Downloads ------------------------------------------------------------------------------------------------------
 def download(url, path):
     """Fetch `url` to `path`, unless it is there, with progress. What has come waits in PATH.part: a cut download goes

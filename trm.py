@@ -9,12 +9,11 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
     think, evaluate, train, main              evaluation, training, the three commands     section 5
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]:
 mixing over the sequence and over D are one plain matrix product each, and nothing is transposed."""
-import argparse, csv, itertools, math, os, signal, sys, time, timeit, zipfile
+import argparse, csv, itertools, math, os, shutil, signal, statistics, sys, time, timeit, zipfile
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # before torch: its idle threads soon sleep, others need the cores
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch, torch.distributed as dist, torch.nn as nn, torch.optim as optim, torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 import data
 RANK, WORLD, LOCAL = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -29,10 +28,10 @@ class Config:
     task: str = doc("sudoku", "puzzle family", *data.TASKS)
     size: int = doc(9, "side of the grid")
     min_path: int = doc(110, "mazes: the shortest path from start to goal has more moves than this", 0, 900)
-    sets: str = doc("training,concept,evaluation", "ARC: task sets; the test pairs of the last are unseen", "")
+    sets: str = doc("training,concept,evaluation", "ARC: task sets; the test pairs of the last are unseen", "SET,SET,...")
     variants: int = doc(1000, "ARC: most augmentations of a task, each an identity of its own (section 5)", 0, 5000)
-    train_size: int = doc(1000, "training puzzles, of a --data folder drawn by the seed (section 5); ARC: tasks a set")
-    test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, 10 ** 9)
+    train_size: int = doc(1000, "training puzzles, of --data drawn by the seed (section 5); ARC: tasks a set", 1, 10**7)
+    test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, 10**7)
     seed: int = doc(0, "seed of the built-in puzzles, of the weights and of training", 0, 2 ** 31)
     D: int = doc(512, "hidden size (section 5)")
     n_layers: int = doc(2, "blocks in the tiny network (section 4.4: less is more)")
@@ -52,6 +51,7 @@ class Config:
     pick: str = doc("q", "which rollout answers: the highest halting logit, or the most common answer", "q", "vote")
     augment: int = doc(1, "A, symmetric copies of each puzzle at evaluation, which vote")
     all_steps: bool = doc(False, "at evaluation go on with a puzzle that the halting head is sure of")
+    loss: str = doc("stablemax", "the answer's: as in the published code, or as in Figure 3", "stablemax", "softmax")
     features: str = doc("yz", "what is carried: y and z, a single z, or y and n of z (Table 2)", "yz", "z", "multi")
     one_step: bool = doc(False, "HRM's gradient, through the last update of z and the last of y only (section 2.3)")
     q_learning: bool = doc(False, "HRM's halting, by Q-learning with a second forward pass (section 2.5)")
@@ -68,18 +68,17 @@ class Config:
     beta2: float = doc(0.95, "AdamW's decay of the mean squared gradient (section 5)", 0, 1)
     ema: float = doc(0.999, "decay of the averaged weights, which are the ones evaluated (section 4.7)", 0, 1)
     dtype: str = doc("auto", "of the arithmetic, weights stay float32; auto: the faster", "auto", "float32", "bfloat16")
-    compile: bool = doc(True, "torch.compile the supervision step, where there is a compiler")
+    compile: bool = doc(True, "torch.compile the network, where there is a compiler")
     def __post_init__(self):
         for f in fields(self):
             value, allowed = getattr(self, f.name), f.metadata["allowed"]
-            if f.type is str and value not in allowed and allowed != ("",):
+            if f.type is str and value not in allowed and not (f.name == "sets" and value.replace(",", "").isalnum()):
                 data.refuse(f"--{f.name} {value}: must be one of {', '.join(allowed)}")
             if f.type in (int, float) and not allowed[0] <= value < allowed[1]:
                 data.refuse(f"--{f.name} {value}: must be at least {allowed[0]} and below {allowed[1]}")
         if self.mixing == "attention" and self.D % (2 * self.heads):
             data.refuse(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
-    widths = property(lambda self: [self.augment * k for k in (1, 4, 16, 64, 256) if k < self.rollouts]
-                      + [self.augment * self.rollouts])   # the numbers of copies for which accuracy is told
+    widths = property(lambda self: sorted({self.augment * min(k, self.rollouts) for k in (1, 4, 16, 64, 256, 10 ** 9)}))
 # Sized for two CPU cores: no recursion without gradient, narrow SwiGLUs, a short EMA for short runs; README says why.
 SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
                weight_decay=0.1, ema=0.995)
@@ -95,7 +94,7 @@ PRESETS = {
                          augment=17, pick="vote", lr=3e-3, steps=5000),
     "maze": Config(task="maze", size=30, mixing="attention", n=4), "maze-mlp": Config(task="maze", size=30, n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_sup=16, N_start=0.125, lr=3e-3, steps=5000),
-    "sudoku-6x6": replace(SMALL, size=6, weight_decay=1.0, steps=1250),
+    "sudoku-6x6": replace(SMALL, size=6, expansion=1.5, multiple=16, loss="softmax", weight_decay=1.0, steps=1000),
 }
 # ---- The network (section 4.2-4.5) ----------------------------------------------------------------------------------
 def trunc_normal(*shape, std=None):
@@ -178,7 +177,6 @@ class TRM(nn.Module):
     def q_head(self, y):
         """Logits [B, 2] float32 of y at the first position: the first > 0 says "the answer is right" (section 4.6)."""
         return F.linear(y[0].float(), self.q_weight, self.q_bias)
-    forward = lambda self, x, y, z: deep_recursion(self, x, y, z, self.cfg.n, self.cfg.T)   # to be compiled as a whole
     def initial(self, B):
         """y_init and z_init for B puzzles: two [S, B, D], z_init [n, S, B, D] where z is multi-scale."""
         y, z = (v.to(self.dtype).expand(self.cfg.prefix + self.length, B, -1) for v in (self.y_init, self.z_init))
@@ -190,14 +188,14 @@ def latent_recursion(f_L, f_H, x, y, z, n):
         z = f_L(z + (y + x))                    # this order of the sum, as published: rounding is amplified
     y = f_H(y + z)
     return y, z
-def deep_recursion(model, x, y, z, n, T):
-    """One supervision step: T - 1 recursions without gradient, one with. Returns detached (y, z), logits, q."""
-    recursion = {"yz": latent_recursion, "z": single_z, "multi": multi_scale_z}[model.cfg.features]
-    f_L, f_H = model.nets[0], model.nets[-1]
+def deep_recursion(model, x, y, z):
+    """T - 1 recursions without gradient, one with. Returns detached (y, z), logits, q: see output_head, q_head."""
+    cfg, n, f_L, f_H = model.cfg, model.cfg.n, model.nets[0], model.nets[-1]
+    recursion = {"yz": latent_recursion, "z": single_z, "multi": multi_scale_z}[cfg.features]
     with torch.no_grad():
-        for _ in range(T - 1):
+        for _ in range(cfg.T - 1):
             y, z = recursion(f_L, f_H, x, y, z, n)
-        if model.cfg.one_step:                  # HRM: all but the last update of z and of y go without
+        if cfg.one_step:                  # HRM: all but the last update of z and of y go without
             _, z = recursion(f_L, nn.Identity(), x, y, z, n - 1)
             n = 1
     y, z = recursion(f_L, f_H, x, y, z, n)
@@ -214,7 +212,7 @@ def multi_scale_z(f_L, f_H, x, y, z, n):
 def continue_target(model, x, y, z, last):
     """HRM's target [B] for going on: the next step's better value, at the `last` that of halting (section 2.5)."""
     with torch.no_grad():
-        q = model(x, y, z)[2]
+        q = deep_recursion(model, x, y, z)[2]
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
 def stablemax_cross_entropy(logits, labels):
     """-log p of each label, in float64, with p = s / sum s and s(v) = v + 1 for v >= 0, 1 / (1 - v) below.
@@ -223,14 +221,15 @@ def stablemax_cross_entropy(logits, labels):
     s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))               # the clamp keeps 1 / 0 out of the gradient
     p = s.gather(-1, labels[..., None])[..., 0] / s.sum(-1)
     return torch.where(labels == 0, 0, -p.log())
-def losses(logits, q, labels):
-    """Of each puzzle, from logits [B, L, V], q [B, 2] and labels [B, L] int64: the answer loss [B] float64 (mean over
+def losses(logits, q, labels, kind="stablemax"):
+    """Of each puzzle, from logits [B, L, V], q [B, 2] and labels [B, L] int64: the answer loss [B] (mean over the
     labelled cells), are all of them right now [B] bool, and the halting loss [B], the cross-entropy of q to that."""
     labelled = labels != 0
-    answer = stablemax_cross_entropy(logits, labels).sum(1) / labelled.sum(1).clamp(min=1)
+    entropy = (stablemax_cross_entropy(logits, labels) if kind == "stablemax" else   # the latter is Figure 3's
+               F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=0, reduction="none"))   # [B, L]
+    answer = entropy.sum(1) / labelled.sum(1).clamp(min=1)
     right = ((logits.argmax(-1) == labels) | ~labelled).all(1)
-    halting = F.binary_cross_entropy_with_logits(q[:, 0], right.float(), reduction="none")
-    return answer, right, halting
+    return answer, right, F.binary_cross_entropy_with_logits(q[:, 0], right.float(), reduction="none")
 # ---- Deep supervision (section 2.4) ----------------------------------------------------------------------------------
 # The paper loops N_sup times over a batch. Here, as published, a row is a slot with its own puzzle, (y, z) and count.
 def refill(slots, model, task):
@@ -247,33 +246,34 @@ def refill(slots, model, task):
     return {**kept, "minimum": minimum, "means": means, "grads": grads}    # the last two: see train_step
 def update_puzzles(puzzles, ids, grads, lr, decay):
     """Sign-SGD, decoupled decay, on rows ids [B] of puzzles [identities, D]; a row's grads [B, D] add (section 5)."""
-    total = (ids[:, None] == ids).to(grads.dtype) @ grads                  # [B, D]
-    puzzles[ids] = (1 - lr * decay) * puzzles[ids] - lr * total.sign()
+    puzzles[ids] = (1 - lr * decay) * puzzles[ids] - lr * ((ids[:, None] == ids).to(grads.dtype) @ grads).sign()
+def supervision_step(model, slots, rows, N_sup):
+    """Forward and backward of the slots in `rows`, a slice: gradients add up in the parameters; into the slots go y, z,
+    `means` (loss, answer loss, halting loss, right, halted) and the `grads` of the puzzle vectors."""
+    cfg, part = model.cfg, {name: v[..., rows, :] if name in "yz" else v[rows] for name, v in slots.items()}   # views
+    vectors = model.puzzles[part["ids"]].requires_grad_() if cfg.prefix else None   # [rows, D]
+    x = model.embed(part["inputs"], vectors)
+    (y, z), logits, q = deep_recursion(model, x, part["y"], part["z"])
+    answer, right, halting = losses(logits, q, part["labels"], cfg.loss)
+    if cfg.q_learning:
+        target = continue_target(model, x.detach(), y, z, part["count"] >= N_sup)
+        halting = halting + F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
+    loss = answer + 0.5 * halting                                          # [rows]
+    (loss.sum() / cfg.batch).backward()
+    halted = (part["count"] >= N_sup) | (part["count"] >= part["minimum"]) & (q[:, 0] > cfg.q_learning * q[:, 1])
+    means = torch.stack([v.detach().float() for v in (loss, answer, halting, right, halted)], 1)
+    for name, v in ("y", y), ("z", z), ("means", means), ("grads", vectors.grad if cfg.prefix else part["grads"]):
+        part[name].copy_(v)
 def train_step(model, ema, optimizer, slots, task, step):
     """One optimizer step, which is one supervision step of every slot. Returns the slots and the batch means of loss,
     answer loss, halting loss, right and halted: [5]. Of several processes each works on a share of the slots."""
     cfg, slots = model.cfg, refill(slots, model, task)
     N_sup = max(1, round(cfg.N_sup * cfg.N_start ** (1 - step / cfg.steps)))
-    mine = range(RANK * cfg.batch // WORLD, (RANK + 1) * cfg.batch // WORLD)
     slots["count"] += 1
     optimizer.zero_grad()
-    for first in mine[::cfg.micro_batch]:                                  # gradients add up
-        rows = slice(first, min(first + cfg.micro_batch, mine.stop))
-        part = slots if len(mine) == cfg.batch <= cfg.micro_batch else {   # else views of a share
-            name: v[..., rows, :] if name in "yz" else v[rows] for name, v in slots.items()}
-        vectors = model.puzzles[part["ids"]].requires_grad_() if cfg.prefix else None   # [B, D]
-        x = model.embed(part["inputs"], vectors)
-        (y, z), logits, q = model(x, part["y"], part["z"])
-        answer, right, halting = losses(logits, q, part["labels"])
-        if cfg.q_learning:
-            target = continue_target(model, x.detach(), y, z, part["count"] >= N_sup)
-            halting = halting + F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
-        loss = answer + 0.5 * halting                                      # [B]
-        (loss.sum() / cfg.batch).backward()
-        halted = (part["count"] >= N_sup) | (part["count"] >= part["minimum"]) & (q[:, 0] > cfg.q_learning * q[:, 1])
-        means = torch.stack([v.detach().float() for v in (loss, answer, halting, right, halted)], 1)
-        new = {"y": y, "z": z, "means": means, "grads": vectors.grad if cfg.prefix else part["grads"]}
-        slots.update(new) if part is slots else [part[name].copy_(v) for name, v in new.items()]
+    mine = range(RANK * cfg.batch // WORLD, (RANK + 1) * cfg.batch // WORLD)
+    for first in mine[::cfg.micro_batch]:
+        supervision_step(model, slots, slice(first, min(first + cfg.micro_batch, mine.stop)), N_sup)
     for v in [p.grad for p in model.parameters()] + [slots["means"], slots["grads"]] if WORLD > 1 else ():
         dist.all_reduce(v)                                                 # rows of other processes were 0
     slots["halted"] = slots["means"][:, 4] > 0
@@ -287,10 +287,9 @@ def train_step(model, ema, optimizer, slots, task, step):
 # ---- Evaluation: more thinking, no more training --------------------------------------------------------------------
 @torch.no_grad()
 def think(model, inputs, steps, task=None, ids=None):
-    """Supervision steps without the supervision, on C = cfg.widths[-1] copies of each puzzle of inputs [P, L], ids [P]
-    (None: 0). Yields after each step, and overwrites at the next, answers [P, C, L], their halting logits [P, C] and z.
-    A copy leaves the batch once it is sure, its logit > 0 and its answer that of the step before (else one in ten would
-    leave too early); where the highest logit wins, the others leave with it that are counted with it in a width."""
+    """Supervision steps without supervision, of C = cfg.widths[-1] copies of each puzzle; inputs [P, L], ids [P].
+    Yields after each step answers [P, C, L], halting logits [P, C] and z, overwritten at the next. A copy that is sure,
+    its logit > 0 and its answer unchanged, leaves, and if the highest logit wins those that compete with it do, too."""
     cfg, (P, L), C = model.cfg, inputs.shape, model.cfg.widths[-1]
     ids = torch.zeros_like(inputs[:, 0]).long() if ids is None else ids
     inputs, ids, undo = (task.views(inputs, ids, C) if cfg.augment > 1 else
@@ -302,7 +301,7 @@ def think(model, inputs, steps, task=None, ids=None):
     for _ in range(steps):
         if len(rows):
             z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
-            (y, z), logits, q_now = model(x, y, z)
+            (y, z), logits, q_now = deep_recursion(model, x, y, z)
             found, certainty = logits.argmax(-1).to(answers.dtype), q_now[:, 0] - cfg.q_learning * q_now[:, 1]
             sure.view(-1)[rows] = (certainty > 0) & (found == answers[rows]).all(1)
             answers[rows], q.view(-1)[rows] = found, certainty
@@ -318,15 +317,14 @@ def choose(answers, q, pick, labels=None):
     votes, rows = same.sum(2), torch.arange(len(q), device=q.device)
     score = votes + 0.99 * (same * q.sigmoid()[:, None]).sum(2) / votes if pick == "vote" else q
     best = score.argmax(1)
-    first = answers[rows, best]
     second = answers[rows, score.masked_fill(same[rows, best], -math.inf).argmax(1)]
     right = ((answers == labels[:, None]) | (labels == 0)[:, None]).all(2) if labels is not None else same[:, 0]
     ahead = score > score.masked_fill(~right, -math.inf).amax(1, keepdim=True)
     rank = torch.where(right.any(1), (ahead / votes).sum(1).round(), math.inf)   # a distinct answer counts 1 in all
-    return torch.stack([first, second], 1), q[rows, best], rank
+    return torch.stack([answers[rows, best], second], 1), q[rows, best], rank
 def evaluate(model, task, puzzles, steps):
-    """[5, widths, steps, N] on the CPU, for each number of copies, after each step, of each puzzle: share of cells
-    right, exact (all are), solved (the rules hold), halting logit, rank of the truth; and the best two [N, 2, L]."""
+    """Of each of N puzzles: share of cells right, exact (all are), solved (the rules hold), halting logit, rank of the
+    truth: [5, widths, steps, N] on the CPU, of the first w copies, w in cfg.widths; the best two answers [N, 2, L]."""
     cfg, batches, attempts = model.cfg, [], []
     with torch.random.fork_rng():                                          # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
@@ -431,10 +429,10 @@ def load_published(weights, length=None, **settings):
     return model.to(DEVICE)
 # ---- Training (section 5) -------------------------------------------------------------------------------------------
 def matrix_rate(dtype):
-    """FLOP/s of this device in products of large square matrices, the best of nine: what there is to be had."""
+    """FLOP/s of this device in products of large square matrices, the median of 25: what there is to be had."""
     size = 8192 if DEVICE.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=DEVICE)
-    return 2 * size ** 3 / min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=9))   # item() waits for it
+    return 2 * size ** 3 / statistics.median(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=25))   # waits
 def build(cfg, folder=None, saved=None):
     """The task, the model and its moving average (section 4.7), new or from the checkpoint `saved`."""
     task, dtype = data.TASKS[cfg.task](cfg, folder, DEVICE), saved["dtype"] if saved else cfg.dtype
@@ -443,7 +441,7 @@ def build(cfg, folder=None, saved=None):
         dtype = "bfloat16" if fast else "float32"
     torch.manual_seed(cfg.seed)
     model = TRM(cfg, task.length, task.vocab, task.ids, getattr(torch, dtype)).to(DEVICE)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+    ema = optim.swa_utils.AveragedModel(model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(cfg.ema))
     ema.module.puzzles = model.puzzles                                     # one table for both: it is not averaged
     for part, name in ((model, "model"), (ema, "ema")) if saved else ():
         restore(part, saved[name])
@@ -453,7 +451,7 @@ def flops(cfg, task):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model, B = TRM(cfg, task.length, task.vocab, task.ids), cfg.batch
         x, (y, z) = model.embed(torch.zeros(B, task.length).long(), torch.zeros(B, cfg.D)), model.initial(B)
-        sum(output.sum() for output in model(x, y, z)[1:]).backward()
+        sum(output.sum() for output in deep_recursion(model, x, y, z)[1:]).backward()
         if cfg.q_learning:
             continue_target(model, x, y, z, torch.zeros(B).bool())
     return counter.get_total_flops()
@@ -480,7 +478,7 @@ def train(cfg, run, folder=None, saved=None):
     if cfg.compile:
         torch._dynamo.config.suppress_errors = True                        # it runs as it is without a compiler,
         torch._logging.set_logs(all=40)                                     # and no word of it but errors
-        model.compile(dynamic=False)
+        [net.compile(dynamic=False) for net in model.nets]                  # once, for the T(n+1) times it is called
     (path := Path("runs") / run / "checkpoint.pt").parent.mkdir(parents=True, exist_ok=True)
     slots, step, seconds = (saved[name] for name in ("slots", "step", "seconds")) if saved else (None, 0, 0.0)
     log = open(os.devnull if RANK else path.with_name("log.csv"), "a" if saved else "w")
@@ -508,24 +506,23 @@ def train(cfg, run, folder=None, saved=None):
                 unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[0][1, -1, -1].mean():.3f}"
                 looking, clock = looking + time.perf_counter() - clock - seconds, time.perf_counter() - seconds
             rate = (step - reported[0]) / (seconds - reported[1])
-            row = {"step": step, "of": cfg.steps, "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
+            row = {"step": f"{step}", "of": f"{cfg.steps}", "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
                    "TFLOP/s": f"{rate * cost / 1e12:.3f}", "of peak": f"{rate * cost / most:.0%}",
                    "min left": f"{(cfg.steps - step) / rate / 60:.1f}", "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
             row |= zip("loss answer halting solved halted unseen".split(), [*map("{:.3f}".format, means), unseen])
-            for cells in [row.values()] if log.tell() else [row, row.values()]:
-                print(*cells, sep=",", file=log, flush=True)
-            line = "  ".join(f"{name} {value}" for name, value in row.items())
-            print(f"\r{line[:os.get_terminal_size().columns - 1]}\033[K" if tty else line + "\n", end="", flush=True)
+            print(*map(",".join, [row.values()] if log.tell() else [row, row.values()]), sep="\n", file=log, flush=True)
+            line = "  ".join(map(" ".join, row.items()))[:shutil.get_terminal_size().columns - 1 if tty else None]
+            print(f"\r{line}\033[K" if tty else f"{line}\n", end="", flush=True)
             sums, reported = 0, (step, seconds)
         if not RANK and (over or keep):                                    # each process has slots of its own
             save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots if WORLD == 1 else None, step=step,
                  seconds=seconds, folder=folder, log_size=log.tell())
             saved_at = seconds
     [signal.signal(s, handler) for s, handler in old.items()]
+    print("\n" * tty + (f"stopped and saved at step {step}; the same command with --resume goes on" if stop else
+                        f"trained for {seconds:.0f} s, saved {path}"), flush=True)
     if stop:
-        print("\n" * tty + f"stopped and saved at step {step}; the same command with --resume goes on")
         return 128 + int(stop)
-    print("\n" * tty + f"trained for {seconds:.0f} s, saved {path}", flush=True)
     print_evaluation(ema.module, task)
     print_solution(ema.module, task)
 # ---- Command line ---------------------------------------------------------------------------------------------------
@@ -533,7 +530,7 @@ def parse(argv=None):
     """The command line as a namespace, with the hyper-parameters that were given in its `given`. Raises ValueError."""
     parser = argparse.ArgumentParser(prog="trm.py", allow_abbrev=False, description="Train, evaluate or watch a TRM.")
     parser.error = data.refuse                                             # every mistake is reported in one place
-    add = parser.add_argument
+    add, either = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("command", choices=["train", "eval", "solve"], help="train a preset, evaluate a run, watch it solve a puzzle")
     add("name", help=f"train: a preset ({', '.join(PRESETS)}); else a run or a published checkpoint")
     add("--data", metavar="DIR", help="folder with train.csv and test.csv, or ARC's files (built-in puzzles)")
@@ -542,8 +539,8 @@ def parse(argv=None):
            add("--svg", metavar="FILE", help="solve: draw the grid after each supervision step"),
            add("--csv", metavar="FILE", help="eval: write the table there, too"),
            add("--run", metavar="NAME", help="train: name of the run (the preset's)"),
-           add("--resume", action="store_true", help="train: go on with the run where there is one"),
-           add("--overwrite", action="store_true", help="train: replace the run where there is one")]
+           either("--resume", action="store_true", help="train: go on with the run where there is one"),
+           either("--overwrite", action="store_true", help="train: replace the run where there is one")]
     hyper = parser.add_argument_group("hyper-parameters", "In brackets the paper's value, of the preset sudoku. eval "
                                       "and solve take what leaves the shapes of weights; there --steps is N_eval.")
     for f in fields(Config):
@@ -557,6 +554,9 @@ def parse(argv=None):
     for action in own:
         if getattr(args, action.dest) and not action.help.startswith(args.command):
             data.refuse(f"{action.dest} is for {action.help.split(':')[0]}, not for {args.command}")
+    for path in map(Path, filter(None, (args.csv, args.svg))):             # before hours of work
+        if not path.is_file() and (path.exists() or not path.absolute().parent.is_dir()):
+            data.refuse(f"{path} cannot be written: it is no file, or its folder is not there")
     return args
 def main(argv=None):
     """Run one command and return the exit status, None for 0. Raises ValueError for a mistake of the user's."""
