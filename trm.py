@@ -28,7 +28,7 @@ class Config:
     task: str = doc("sudoku", "puzzle family", *data.TASKS)
     size: int = doc(9, "side of the grid")
     min_path: int = doc(110, "mazes: the shortest path from start to goal has more moves than this", 0, 900)
-    sets: str = doc("training,concept,evaluation", "ARC: task sets; the test pairs of the last are unseen", "SET,SET,...")
+    sets: str = doc("training,concept,evaluation", "ARC: task sets; the test pairs of the last are unseen", "SET,...")
     variants: int = doc(1000, "ARC: most augmentations of a task, each an identity of its own (section 5)", 0, 5000)
     train_size: int = doc(1000, "training puzzles, of --data drawn by the seed (section 5); ARC: tasks a set", 1, 10**7)
     test_size: int = doc(0, "unseen puzzles to evaluate on; 0: all (1000 of the built-in ones)", 0, 10**7)
