@@ -203,14 +203,15 @@ def read_csv(path, task, take=0, seed=0):
     if count < max(take, 1):
         refuse(f"{path} has {count} puzzles, {max(take, 1)} are asked for; lower train_size or test_size")
     return Puzzles(*(torch.cat(column) for column in list(zip(*kept))[1:]), torch.zeros(count, dtype=torch.int64))
-def replace_file(path, write):
-    """Call write(file) with a file beside `path` and move it there: no half file has its name. Raises ValueError."""
+def replace_file(path, content):
+    """Write `content`, bytes, beside `path` and move it there: no half file has its name. Raises ValueError."""
+    part = Path(f"{path}.part{os.environ.get('RANK', '')}")                # not that of another process
     try:
-        with open(part := f"{path}.part{os.environ.get('RANK', '')}", "wb") as file:   # not that of another process
-            write(file)
+        part.write_bytes(content)
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:                               # torch's error comes after the disk's
-        raise ValueError(f"{path} cannot be written, what was there is kept: {error.__context__ or error}") from None
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        refuse(f"{path} cannot be written, what was there is kept: {error.strerror}")
 # ---- The tasks as trm.py sees them ----------------------------------------------------------------------------------
 class Grids:
     """What Sudoku and Maze have in common. cfg: a trm.Config. folder: where train.csv and test.csv are; None: built-in
@@ -233,8 +234,7 @@ class Grids:
                     for question, answer, hard in zip(*grids, rating.tolist())]
             self.folder.mkdir(parents=True, exist_ok=True)
             for kind, part in ("test", rows[self.cfg.train_size:]), ("train", rows[:self.cfg.train_size]):
-                text = f"{','.join(HEADER)}\n{''.join(part)}".encode()
-                replace_file(self.folder / f"{kind}.csv", lambda file: file.write(text))
+                replace_file(self.folder / f"{kind}.csv", f"{','.join(HEADER)}\n{''.join(part)}".encode())
         return read_csv(self.folder / name, self, take, self.cfg.seed).to(self.device)
     def draw(self, B):
         """B training puzzles drawn with replacement, each in a fresh symmetric copy: inputs, labels [B, L], ids [B]."""
@@ -496,7 +496,7 @@ class ARC:
         for number, pair in zip(task.tolist(), attempts):
             grids = {f"attempt_{k}": json.loads(self.text(grid)) for k, grid in enumerate(pair, 1)}
             submission.setdefault(self.names[number], []).append(grids)
-        replace_file("submission.json", lambda file: file.write(json.dumps(submission).encode()))
+        replace_file("submission.json", json.dumps(submission).encode())
         print("wrote submission.json")
 
 TASKS = {"sudoku": Sudoku, "maze": Maze, "arc": ARC}
@@ -560,12 +560,12 @@ def watch(task, puzzle, steps, all_steps=False, svg=None):
     for name, grid in () if task.rule else (("attempt 1", last), ("attempt 2", second), ("the truth", label)):
         print(f"\n{name}\n{'is not told' if grid is None else show(task, grid, grid)}")
     if svg:
-        replace_file(svg, lambda file: file.write(film(task, inputs, label, panels).encode()))
+        replace_file(svg, film(task, inputs, label, panels).encode())
 def print_table(rows, path=None):
     """Print a table, its first row the names of the columns; write it to the CSV file `path` too."""
     print("\n".join("  ".join(f"{cell:>{len(name)}}" for cell, name in zip(row, rows[0])) for row in rows))
     if path:
-        replace_file(path, lambda file: file.writelines(f"{','.join(map(str, row))}\n".encode() for row in rows))
+        replace_file(path, "".join(",".join(map(str, row)) + "\n" for row in rows).encode())
 # ---- Downloads ------------------------------------------------------------------------------------------------------
 def download(url, path):
     """Fetch `url` to `path`, unless it is there, with progress. What has come waits in PATH.part: a cut download goes

@@ -9,7 +9,7 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
     think, evaluate, train, main              evaluation, training, the three commands     section 5
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]:
 mixing over the sequence and over D are one plain matrix product each, and nothing is transposed."""
-import argparse, csv, itertools, math, os, shutil, signal, statistics, sys, time, timeit, zipfile
+import argparse, csv, io, itertools, math, os, shutil, signal, statistics, sys, time, timeit, zipfile
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # before torch: its idle threads soon sleep, others need the cores
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -396,8 +396,8 @@ def save(path, cfg, model, **state):
     """Write a checkpoint (data.replace_file); what has a state_dict is written as that. Raises ValueError."""
     state.update(config=asdict(cfg), dtype=str(model.dtype)[6:], model=model,
                  rng=[torch.get_rng_state(), *torch.cuda.get_rng_state_all()])
-    state = {name: getattr(part, "state_dict", lambda: part)() for name, part in state.items()}
-    data.replace_file(path, lambda file: torch.save(state, file))
+    torch.save({name: getattr(v, "state_dict", lambda: v)() for name, v in state.items()}, file := io.BytesIO())
+    data.replace_file(path, file.getbuffer())
 def load(path):
     """The dict in a checkpoint file, of a run or published; code in it is not run. Raises ValueError."""
     try:
