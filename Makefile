@@ -152,7 +152,7 @@ endef
 export BENCH
 
 bench: $(READY)          ## steps/s of the presets that fit the machine, where the time goes, puzzles/s of trained runs
-	@$(PY) -c "$$BENCH"
+	@$(PY) -c "$$BENCH" 2>&1 | grep --line-buffered -v ^USDT   # a word that torch's profiler says
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,7 +5,7 @@ arXiv:2510.04871. Read it from top to bottom beside the paper:
     latent_recursion, deep_recursion          z n times, then y; T times                   Figure 3, section 4.1-4.2
     single_z, multi_scale_z, continue_target  what it is compared with: Table 2, HRM       sections 2 and 4.2
     stablemax_cross_entropy, losses           is the answer right, and does it know        sections 2.5 and 4.6
-    refill, train_step                        deep supervision, one optimizer step         section 2.4
+    refill, supervision_step, train_step      deep supervision, one optimizer step         section 2.4
     think, evaluate, train, main              evaluation, training, the three commands     section 5
 Shapes: B batch, L grid cells, S = prefix + L positions, D hidden size, V vocabulary. Hidden states are [S, B, D]:
 mixing over the sequence and over D are one plain matrix product each, and nothing is transposed."""
@@ -195,7 +195,7 @@ def deep_recursion(model, x, y, z):
     with torch.no_grad():
         for _ in range(cfg.T - 1):
             y, z = recursion(f_L, f_H, x, y, z, n)
-        if cfg.one_step:                  # HRM: all but the last update of z and of y go without
+        if cfg.one_step:                        # HRM: all but the last update of z and of y go without
             _, z = recursion(f_L, nn.Identity(), x, y, z, n - 1)
             n = 1
     y, z = recursion(f_L, f_H, x, y, z, n)
@@ -243,7 +243,7 @@ def refill(slots, model, task):
     new, old = (slots or fresh)["halted"], slots or fresh
     kept = {name: torch.where(new if v.dim() == 1 else new[:, None], v, old[name]) for name, v in fresh.items()}
     means, grads = torch.zeros(B, 5, device=y.device), torch.zeros(B, y.shape[-1], device=y.device)
-    return {**kept, "minimum": minimum, "means": means, "grads": grads}    # the last two: see train_step
+    return {**kept, "minimum": minimum, "means": means, "grads": grads}    # the last two: see below
 def update_puzzles(puzzles, ids, grads, lr, decay):
     """Sign-SGD, decoupled decay, on rows ids [B] of puzzles [identities, D]; a row's grads [B, D] add (section 5)."""
     puzzles[ids] = (1 - lr * decay) * puzzles[ids] - lr * ((ids[:, None] == ids).to(grads.dtype) @ grads).sign()
