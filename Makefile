@@ -145,7 +145,7 @@ for name in trm.PRESETS if cuda else ["sudoku", "sudoku-small", "sudoku-6x6", "m
     for all_steps in (False, True) if path.exists() else ():
         saved = trm.load(path)
         judged, _, average = trm.build(replace(saved["config"], all_steps=all_steps), saved["folder"], saved)
-        thinking = seconds(lambda: trm.evaluate(average.module, judged, judged.test, saved["config"].N_eval))
+        thinking = seconds(lambda: trm.evaluate(average.module, judged, judged.test))
         row.append(f"{len(judged.test) / thinking:.3g}")
     print(name.ljust(13), *(cell.rjust(11) for cell in row), flush=True)
 endef

@@ -539,11 +539,12 @@ def film(task, inputs, label, panels, across=8):
                       'font-family="sans-serif" font-size="14"><rect width="100%" height="100%" fill="white"/>',
                       *out, "</svg>\n"])
 def watch(task, puzzle, steps, all_steps=False, svg=None):
-    """Print how a puzzle is solved. steps yields after each supervision step the best two answers [2, L], the halting
-    probability, and what z decodes to [L] or None; an answer that is sure and unchanged is the last. svg: a file."""
+    """Print how a puzzle is solved. steps yields after each supervision step the best two answers [1, 2, L], a halting
+    logit [1], and what z decodes to [L] or None; an answer that is sure and unchanged is the last. svg: a file."""
     (known, label), inputs, last, panels = task.describe(puzzle), puzzle.inputs[0], puzzle.inputs[0], []
     print(f"\n{known}:\n{show(task, last, last)}")
-    for k, ((answer, second), probability, latent) in enumerate(steps, 1):
+    for k, (best, logit, latent) in enumerate(steps, 1):
+        (answer, second), probability = best[0].cpu(), logit.sigmoid().item()
         right = "" if label is None else f", {(answer == label).sum()} of {task.length} cells right"
         print(f"\nstep {k}: halting probability {probability:.3f}{right}")
         if changed := (answer != last).any():
@@ -555,8 +556,7 @@ def watch(task, puzzle, steps, all_steps=False, svg=None):
         if probability > 0.5 and not changed and not all_steps:
             break
     if task.rule:
-        ok = task.obeys(puzzle.inputs, last[None])
-        print("\nsolved: the rules hold" if ok else "\nnot solved: the rules do not hold")
+        print("\nsolved: the rules hold" if task.obeys(puzzle.inputs, last[None]) else "\nnot solved: a rule is broken")
     for name, grid in () if task.rule else (("attempt 1", last), ("attempt 2", second), ("the truth", label)):
         print(f"\n{name}\n{'is not told' if grid is None else show(task, grid, grid)}")
     if svg:

@@ -17,13 +17,8 @@ TINY = [*(f"--{name}={size}" for name, size in SIZES.items()), "--no-compile", "
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path, monkeypatch):                                 # no test sees the reader's runs and puzzles
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
 tiny = lambda **changes: replace(trm.Config(n=2, T=2, compile=False, **SIZES), **changes)
-def tiny_task(cfg):                                                        # random tokens for puzzles
-    task = data.Sudoku(cfg)
-    task.train = data.Puzzles(torch.randint(1, 8, (40, task.length)).byte(),
-                              torch.randint(2, 8, (40, task.length)).byte(), *torch.zeros(2, 40).long())
-    return task
 learner = lambda model: (swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(model.cfg.ema)),
                          torch.optim.AdamW(model.parameters(), model.cfg.lr))
 def started(**changes):
@@ -234,9 +229,8 @@ def test_a_thousand_augmentations_are_distinct_and_batches_are_packed():
     corner = (inputs.view(10, 3, 30, 30)[..., 0] > 1).any(2) & (inputs.view(10, 3, 30, 30)[..., 0, :] > 1).any(2)
     assert corner.any(1).all() and not corner.all()
 def test_sign_sgd_touches_the_rows_of_the_batch_only():
-    puzzles, grads = torch.randn(5, 3), torch.tensor([[1.0, -1, 0], [-3, 2, 0], [0, 0, 5]])
-    before = puzzles.clone()
-    trm.update_puzzles(puzzles, torch.tensor([1, 1, 4]), grads, 0.1, 0.5)
+    before, grads = torch.randn(5, 3), torch.tensor([[1.0, -1, 0], [-3, 2, 0], [0, 0, 5]])
+    trm.update_puzzles(puzzles := before.clone(), torch.tensor([1, 1, 4]), grads, 0.1, 0.5)
     assert torch.equal(puzzles[[0, 2, 3]], before[[0, 2, 3]])
     torch.testing.assert_close(puzzles[[1, 4]], before[[1, 4]] * 0.95 - 0.1 * torch.tensor([[-1.0, 1, 0], [0, 0, 1]]))
 @pytest.mark.parametrize("task, message", [
@@ -351,24 +345,24 @@ def test_the_losses_by_hand_and_at_extreme_logits():
     answer, right, halting = trm.losses(logits, torch.tensor([[2.0, 0], [2.0, 0]]), labels)
     assert right.tolist() == [True, False] and answer.tolist() == pytest.approx([-np.log(2 / 5), -np.log(1 / 4)])
     assert halting.tolist() == pytest.approx([np.log(1 + np.exp(-2)), 2 + np.log(1 + np.exp(-2))])
-    answer, _, _ = trm.losses(logits, torch.zeros(2, 2), labels, "softmax")
-    assert answer.tolist() == pytest.approx([np.log(1 + 3 / np.e), np.log(4)])
+    softmax, *_ = trm.losses(logits, torch.zeros(2, 2), labels, "softmax")
+    assert softmax.tolist() == pytest.approx([np.log(1 + 3 / np.e), np.log(4)])
 # ---- deep supervision ----------------------------------------------------------------------------------------------
 def test_slots_refill_only_when_halted():
     (model, _, y0, _), halted = started(), torch.tensor([True, False] * 4)
-    first = trm.refill(None, model, tiny_task(model.cfg))
+    first = trm.refill(None, model, data.Sudoku(model.cfg))
     assert (first["inputs"] > 0).all() and (first["count"] == 0).all() and torch.equal(first["y"][:, :4], y0)
     old = {name: part + 1 for name, part in first.items() if name not in ("halted", "minimum", "means", "grads")}
-    new = trm.refill({**old, "halted": halted}, model, tiny_task(model.cfg))
+    new = trm.refill({**old, "halted": halted}, model, data.Sudoku(model.cfg))
     for name, part in old.items():
         axis = 1 if name in "yz" else 0                                    # of the slots
         assert torch.equal(new[name].movedim(axis, 0)[~halted], part.movedim(axis, 0)[~halted])
         assert name[-1] in "s" or torch.equal(*(v[name].movedim(axis, 0)[halted] for v in (new, first)))
 def test_halting_and_exploration(monkeypatch):
     model = trm.TRM(tiny(size=6, batch=40_000, N_sup=5, D=2, mixing="attention", heads=1), 36, 8)
-    minimum = trm.refill(None, model, tiny_task(model.cfg))["minimum"]
+    minimum = trm.refill(None, model, data.Sudoku(model.cfg))["minimum"]
     assert (minimum.bincount(minlength=7) / 4e4).tolist() == pytest.approx([0.9, 0, *[0.025] * 4, 0], abs=0.005)
-    slots = trm.refill(None, started()[0], task := tiny_task(tiny(size=6)))
+    slots = trm.refill(None, started()[0], task := data.Sudoku(tiny(size=6)))
     slots.update(count=torch.tensor([0, 1, 1, 1, 2, 2, 2, 3]), minimum=torch.tensor([0, 0, 2, 3, 3, 4, 0, 4]))
     monkeypatch.setattr(trm, "refill", lambda *_: {name: part.clone() for name, part in slots.items()})
     for sure, halted in (9, [1, 1, 1, 0, 1, 0, 1, 1]), (-9, [0, 0, 0, 0, 0, 0, 0, 1]):   # all at N_sup = 4
@@ -376,7 +370,7 @@ def test_halting_and_exploration(monkeypatch):
         assert trm.train_step(model, *learner(model), None, task, 0)[0]["halted"].tolist() == [bool(h) for h in halted]
 def test_a_training_step_is_one_supervision_step():
     model = started(warmup=4, lr=1e-2, steps=10, lr_final=0.5, ema=0.9)[0]
-    task, (ema, optimizer), slots, average = tiny_task(model.cfg), learner(model), None, None
+    task, (ema, optimizer), slots, average = data.Sudoku(model.cfg), learner(model), None, None
     for step in range(5):
         slots, _ = trm.train_step(model, ema, optimizer, slots, task, step)
         weight = model.output_weight.detach().clone()
@@ -389,6 +383,12 @@ def test_a_training_step_is_one_supervision_step():
         slots, _ = trm.train_step(model, ema, optimizer, slots, task, step)
         counts.append(slots["count"][0].item())
     assert counts == [2, 1, 2, 3, 1, 2, 3, 4, 5, 6]
+def test_a_training_step_never_waits_for_the_device():                     # from meta tensors no value can be had
+    model, task, slots = started(prefix=2, q_learning=1, micro_batch=3)[0].to("meta"), data.Sudoku(tiny(size=6)), None
+    task.train, task.device = task.train.to("meta"), torch.device("meta")
+    for step in range(2):
+        slots, means = trm.train_step(model, *learner(model), slots, task, step)
+    assert means.is_meta
 PAPER = [(f, 42, 1, "4.9") for f in ("", "--ema 0", "--one_step", "--features z", "--features multi", "--N_sup 1")] + [
     ("--q_learning", 42, 2, "4.9"), ("--networks 2", 42, 1, "9.7"), ("--n_layers 4 --n 3", 48, 1, "9.7"),
     ("--mixing attention", 42, 1, "6.8"), ("--T 2 --n 2", 12, 1, "4.9"), ("hrm", 24, 2, "27"), ("direct", 8, 1, "27")]
@@ -443,7 +443,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(monkeypatch, capsys
 def test_runs_are_evaluated_solved_and_not_overwritten(capsys, monkeypatch):
     train = ["train", "sudoku-6x6", *TINY, "--steps", "3"]
     assert not trm.main(train)
-    assert re.search("20 unseen.*step 1: halting probability 0.0.*the rules do not", capsys.readouterr().out, re.S)
+    assert re.search("20 unseen.*step 1: halting probability 0.0.*a rule is broken", capsys.readouterr().out, re.S)
     before = Path("runs/sudoku-6x6/checkpoint.pt").read_bytes()
     for more, message in ([], "run sudoku-6x6 exists: --resume"), (["--resume", "--D", "64"], "--D cannot change in a"):
         with refused(message):
@@ -465,15 +465,15 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys, monkeypatch):
 def thinker(**changes):                                                    # a random model, sure of some puzzles
     model = started(T=8, **changes)[0]
     [weight.data.mul_(0.1) for weight in model.nets.parameters()]          # weak layers: its answers come to rest
-    model.output_weight.data[3:], model.q_bias.data[:] = 0, 0
+    model.output_weight.data[2:], model.q_bias.data[:] = 0, 0
     torch.nn.init.normal_(model.q_weight, std=0.3)
-    return model, tiny_task(model.cfg)
+    return model, data.Sudoku(model.cfg)
 def thoughts(model, task, steps, **changes):
     model.cfg = replace(model.cfg, **changes)
     return [(answers.clone(), q.clone()) for answers, q, _ in trm.think(model, task.train.inputs, steps, task)]
 def test_evaluation_equals_a_plain_loop_whatever_the_batch():
-    model, task = thinker(batch=2, all_steps=True)
-    cells, exact, _, q, _ = trm.evaluate(model, task, task.train[:19], 3)[0][:, 0]   # the last batch is not full
+    model, task = thinker(batch=2, all_steps=True, N_eval=3)
+    cells, exact, _, q, _ = trm.evaluate(model, task, task.train[:19])[0][:, 0]   # the last batch is not full
     x, (y, z) = model.embed(task.train.inputs[:19], None), model.initial(19)
     for k in range(3):
         (y, z), logits, head = trm.deep_recursion(model, x, y, z)
@@ -504,13 +504,13 @@ def test_early_exit_drops_exactly_the_sure_ones_and_keeps_the_order():
     model.q_bias.data -= 99                                                # nobody exits: the same, bit for bit
     assert equal(thoughts(model, task, 4, all_steps=True), thoughts(model, task, 4, all_steps=False))
 def test_rollouts_are_plain_without_noise_repeat_with_it_and_leave_with_the_first_sure_one():
-    model, task = thinker()
-    plain = trm.evaluate(model, task, task.train, 3)[0]
+    model, task = thinker(N_eval=3)
+    plain = trm.evaluate(model, task, task.train)[0]
     model.cfg = replace(model.cfg, rollouts=6)
-    many, state = trm.evaluate(model, task, task.train, 3)[0], torch.get_rng_state()
+    many, state = trm.evaluate(model, task, task.train)[0], torch.get_rng_state()
     torch.testing.assert_close(many, plain.expand(5, 3, 3, 40), atol=1e-4, rtol=0)   # of 1, 4 and 6 copies
     model.cfg = replace(model.cfg, noise=0.5)
-    noisy, again = (trm.evaluate(model, task, task.train, 3)[0] for _ in range(2))
+    noisy, again = (trm.evaluate(model, task, task.train)[0] for _ in range(2))
     assert equal(noisy, again) and torch.equal(state, torch.get_rng_state())
     assert (noisy[3, 0] != noisy[3, 2]).any() and (noisy[3, 2] >= noisy[3, 0]).all()   # the best q of more is higher
     def gone(**changes):
@@ -550,7 +550,7 @@ def test_every_variant_trains_saves_loads_and_evaluates(capsys):
 def test_a_small_network_learns_puzzles_it_has_not_seen():
     assert not trm.main(["train", "sudoku-6x6", "--steps", "650", "--ema", "0.99", "--test_size", "256"])
     task, _, ema = trm.build((saved := trm.load("runs/sudoku-6x6/checkpoint.pt"))["config"], None, saved)
-    assert trm.evaluate(ema.module, task, task.test, 8)[0][1, -1, -1].mean() > 0.6
+    assert trm.evaluate(ema.module, task, task.test)[0][1, -1, -1].mean() > 0.6
 @pytest.mark.parametrize("command, message", [
     ("train sudoku-smal", "unknown preset sudoku-smal; did you mean sudoku-small?"),
     ("train sudoku --stpes 3", "unknown argument --stpes; did you mean --steps?"),

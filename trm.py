@@ -80,21 +80,20 @@ class Config:
             data.refuse(f"--heads {self.heads}: D {self.D} must divide into heads of even size")
     widths = property(lambda self: sorted({self.augment * min(k, self.rollouts) for k in (1, 4, 16, 64, 256, 10 ** 9)}))
 # Sized for two CPU cores: no recursion without gradient, narrow SwiGLUs, a short EMA for short runs; README says why.
-SMALL = Config(D=128, expansion=2.0, multiple=32, n=2, T=1, N_sup=8, batch=64, lr=4e-3, lr_final=0.02, warmup=100,
-               weight_decay=0.1, ema=0.995)
+SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, N_start=0.125, loss="softmax", batch=64, lr=3e-3,
+               lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995, steps=5000)
 HRM = Config(mixing="attention", n_layers=4, networks=2, n=2, T=2, one_step=True, q_learning=True, ema=0.0, prefix=1)
 ARC1 = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1, augment=1001, pick="vote")
-PRESETS = {
+PRESETS = {                                                                # sudoku-fast: for a GPU, never tried
     "sudoku": Config(), "sudoku-att": Config(mixing="attention"), "sudoku-hrm": HRM,
     "sudoku-direct": replace(HRM, n=1, T=1, N_sup=1, N_eval=1, one_step=False, q_learning=False),   # Table 4's first
-    "sudoku-fast": Config(N_start=0.125, lr=4e-4, lr_final=0.1, warmup=1000, steps=30_000),   # for a GPU, not tried
-    "sudoku-small": replace(SMALL, N_sup=16, N_start=0.125, N_eval=32, lr=3e-3, lr_final=0.1, ema=0.997, steps=7000),
+    "sudoku-fast": Config(N_sup=8, N_start=0.25, N_eval=32, loss="softmax", lr=4e-4, lr_final=0.1, steps=30_000),
+    "sudoku-small": replace(SMALL, N_sup=8, N_start=0.25, N_eval=32, lr_final=0.1, ema=0.997, steps=7000),
     "arc1": ARC1, "arc2": replace(ARC1, sets="training2,concept,evaluation2"),
-    "arc-small": replace(SMALL, task="arc", sets="training", size=6, variants=16, prefix=1, N_sup=16, N_start=0.125,
-                         augment=17, pick="vote", lr=3e-3, steps=5000),
+    "arc-small": replace(SMALL, task="arc", sets="training", size=6, variants=16, prefix=1, augment=17, pick="vote"),
     "maze": Config(task="maze", size=30, mixing="attention", n=4), "maze-mlp": Config(task="maze", size=30, n=4),
-    "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_sup=16, N_start=0.125, lr=3e-3, steps=5000),
-    "sudoku-6x6": replace(SMALL, size=6, expansion=1.5, multiple=16, loss="softmax", weight_decay=1.0, steps=1000),
+    "maze-small": replace(SMALL, task="maze", size=8, min_path=10),
+    "sudoku-6x6": replace(SMALL, size=6, N_sup=8, N_start=1.0, lr=4e-3, weight_decay=1.0, steps=1000),
 }
 # ---- The network (section 4.2-4.5) ----------------------------------------------------------------------------------
 def trunc_normal(*shape, std=None):
@@ -297,17 +296,17 @@ def think(model, inputs, steps, task=None, ids=None):
     x = model.embed(inputs, model.puzzles[ids] if cfg.prefix else None)
     (y, z), rows = model.initial(P * C), torch.arange(P * C, device=inputs.device)
     answers, q = inputs.clone(), torch.full((P, C), -math.inf, device=inputs.device)
-    sure, reach = torch.zeros_like(q).bool(), [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]
+    sure = torch.zeros_like(q).bool()
+    last = [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]    # no result has copy c but not 0..last[c]
     for _ in range(steps):
-        if len(rows):
-            z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
-            (y, z), logits, q_now = deep_recursion(model, x, y, z)
-            found, certainty = logits.argmax(-1).to(answers.dtype), q_now[:, 0] - cfg.q_learning * q_now[:, 1]
-            sure.view(-1)[rows] = (certainty > 0) & (found == answers[rows]).all(1)
-            answers[rows], q.view(-1)[rows] = found, certainty
+        z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
+        (y, z), logits, q_now = deep_recursion(model, x, y, z)             # of the copies that are left: maybe none
+        found, certainty = logits.argmax(-1).to(answers.dtype), q_now[:, 0] - cfg.q_learning * q_now[:, 1]
+        sure.view(-1)[rows] = (certainty > 0) & (found == answers[rows]).all(1)
+        answers[rows], q.view(-1)[rows] = found, certainty
         yield undo(answers).view(P, C, L), q, z
         if not cfg.all_steps:
-            stay = ~(sure.cummax(1).values[:, reach] if cfg.pick == "q" else sure).flatten()[rows]
+            stay = ~(sure.cummax(1).values[:, last] if cfg.pick == "q" else sure).flatten()[rows]
             rows, x, y, z = rows[stay], x[:, stay], y[:, stay], z[..., stay, :]
 def choose(answers, q, pick, labels=None):
     """Of C answers [P, C, L] with halting logits q [P, C] the best two that differ [P, 2, L], by the logit or by votes
@@ -322,28 +321,28 @@ def choose(answers, q, pick, labels=None):
     ahead = score > score.masked_fill(~right, -math.inf).amax(1, keepdim=True)
     rank = torch.where(right.any(1), (ahead / votes).sum(1).round(), math.inf)   # a distinct answer counts 1 in all
     return torch.stack([answers[rows, best], second], 1), q[rows, best], rank
-def evaluate(model, task, puzzles, steps):
+def evaluate(model, task, puzzles):
     """Of each of N puzzles: share of cells right, exact (all are), solved (the rules hold), halting logit, rank of the
-    truth: [5, widths, steps, N] on the CPU, of the first w copies, w in cfg.widths; the best two answers [N, 2, L]."""
+    truth: [5, widths, N_eval, N] on the CPU, of the first w copies, w in cfg.widths; the best two answers [N, 2, L]."""
     cfg, batches, attempts = model.cfg, [], []
     with torch.random.fork_rng():                                          # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
         for rows in torch.arange(len(puzzles)).split(4 * min(cfg.batch, cfg.micro_batch) // cfg.widths[-1] + 1):
             part, found = puzzles[rows.to(puzzles.ids.device)], []         # without gradient four times as many fit
-            for answers, q, _ in think(model, part.inputs, steps, task, part.ids):
+            for answers, q, _ in think(model, part.inputs, cfg.N_eval, task, part.ids):
                 for w in cfg.widths:
                     best, sure, rank = choose(answers[:, :w], q[:, :w], cfg.pick, part.labels)
                     right = ((best[:, 0] == part.labels) & (part.labels != 0)).sum(1) / (part.labels != 0).sum(1)
                     solved = task.obeys(part.inputs, best[:, 0], part.labels)
                     found.append(torch.stack([right, right == 1, solved, sure, rank]))
-            batches.append(torch.stack(found, 1).unflatten(1, (steps, -1)).transpose(1, 2).cpu())
+            batches.append(torch.stack(found, 1).unflatten(1, (cfg.N_eval, -1)).transpose(1, 2).cpu())
             attempts.append(best.cpu())
             sys.stderr.isatty() and print(f"\r{rows[-1] + 1} of {len(puzzles)} puzzles", end="\r", file=sys.stderr)
     return torch.cat(batches, 3), torch.cat(attempts)
 def print_evaluation(model, task, path=None):
     """A table, in the CSV file `path` too: accuracy, of the halting head, by rating, by copies; the task's report."""
     began, cfg, N, rating = time.perf_counter(), model.cfg, len(task.test), task.test.rating.cpu()
-    found, attempts = evaluate(model, task, task.test, cfg.N_eval)
+    found, attempts = evaluate(model, task, task.test)
     rate, (cells, exact, solved, q, rank) = N / (time.perf_counter() - began), found[:, -1]
     columns = {"cells": cells, "exact": exact, "solved": solved, "halting head": ((q > 0) == (exact > 0)).float(),
                "sure but wrong": ((q > 0) & (solved == 0)).float()}
@@ -359,13 +358,10 @@ def print_evaluation(model, task, path=None):
 def print_solution(model, task, text=None, latent=False, svg=None):
     """Solve a puzzle, `text` or an unseen one, until the halting head is sure, and show how (data.watch)."""
     puzzle = task.parse(text) if text else task.test[[time.time_ns() % len(task.test)]].to("cpu")
-    def steps():
-        """What `watch` shows of each supervision step."""
-        for answers, q, z in think(model, puzzle.inputs.to(DEVICE), model.cfg.N_eval, task, puzzle.ids.to(DEVICE)):
-            best, sure, _ = choose(answers, q, model.cfg.pick)
-            z = model.output_head(z if z.dim() == 3 else z[-1])[0].argmax(-1).cpu() if latent and z.numel() else None
-            yield best[0].cpu(), sure.sigmoid().item(), z
-    data.watch(task, puzzle, steps(), model.cfg.all_steps, svg)
+    thoughts = think(model, puzzle.inputs.to(DEVICE), model.cfg.N_eval, task, puzzle.ids.to(DEVICE))
+    decode = lambda z: model.output_head(z if z.dim() == 3 else z[-1])[0].argmax(-1).cpu() if z.numel() else None
+    steps = ((*choose(answers, q, model.cfg.pick)[:2], decode(z) if latent else None) for answers, q, z in thoughts)
+    data.watch(task, puzzle, steps, model.cfg.all_steps, svg)
 def solve_lines(model, task, lines):
     """Solve puzzles, one a line; print a line of CSV each. Returns the exit status: 1 if there were bad lines."""
     numbered, out, status = enumerate(lines, 1), csv.writer(sys.stdout, lineterminator="\n"), 0
@@ -379,7 +375,7 @@ def solve_lines(model, task, lines):
                 status = print(f"line {number}: {error}", file=sys.stderr) or 1
         if puzzles:
             part = data.Puzzles(*map(torch.cat, zip(*puzzles)))
-            found, answers = evaluate(model, task, part.to(DEVICE), model.cfg.N_eval)
+            found, answers = evaluate(model, task, part.to(DEVICE))
             for x, y, ok, q in zip(part.inputs, answers[:, 0], *found[2:4, -1, -1]):
                 out.writerow([task.text(x), task.text(y), f"{q.sigmoid():.3f}", int(ok)])
     return status
@@ -475,37 +471,39 @@ def train(cfg, run, folder=None, saved=None):
     if cfg.steps == 0:
         return
     optimizer = optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), 1e-8, cfg.weight_decay, fused=True)
-    if cfg.compile:
-        torch._dynamo.config.suppress_errors = True                        # it runs as it is without a compiler,
-        torch._logging.set_logs(all=40)                                     # and no word of it but errors
-        [net.compile(dynamic=False) for net in model.nets]                  # once, for the T(n+1) times it is called
+    torch._dynamo.config.suppress_errors = True                            # it runs as it is without a compiler,
+    torch._logging.set_logs(all=40)                                        # and no word of it but errors
+    for net in model.nets if cfg.compile else ():                          # once, for the T(n+1) times it is called
+        net.compile(dynamic=False)
     (path := Path("runs") / run / "checkpoint.pt").parent.mkdir(parents=True, exist_ok=True)
     slots, step, seconds = (saved[name] for name in ("slots", "step", "seconds")) if saved else (None, 0, 0.0)
     log = open(os.devnull if RANK else path.with_name("log.csv"), "a" if saved else "w")
     if saved:
-        RANK or log.truncate(saved["log_size"])                            # rows after the checkpoint come once more
+        RANK or log.truncate(min(saved["log_size"], log.tell()))           # rows after the checkpoint come once more
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["rng"][0].cpu())
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"][1:]])   # none without CUDA
-    signals, old, sums, reported, saved_at, looking, unseen, stop = [], {}, 0, (step, seconds), seconds, 0, "-", 0
+    recent, reported, saved_at, looking, unseen = [], seconds, seconds, 0, "-"   # recent: means not yet reported
+    signals, old, stop = [], {}, 0
     clock = time.perf_counter() - seconds                                  # seconds of training, looks left out
+    ema.module.cfg = replace(cfg, augment=1, rollouts=1)                   # a look takes one try, the end all
     while step < cfg.steps and not stop:
         slots, means = train_step(model, ema, optimizer, slots, task, step)   # the first compiles, nothing to save yet
         old = old or {s: signal.signal(s, lambda n, _: signals.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
-        step, sums, seconds = step + 1, sums + means, time.perf_counter() - clock
+        step, recent, seconds = step + 1, recent + [means], time.perf_counter() - clock
         stop = torch.tensor(max(signals, default=0))                       # in all processes at the same step
         if WORLD > 1:
             dist.all_reduce(stop, dist.ReduceOp.MAX)
         over, keep = step == cfg.steps or stop, seconds - saved_at > 60
-        if over or keep or seconds - reported[1] > (1 if tty else 30):
-            means = (sums / (step - reported[0])).tolist()                 # waits for the device
+        if over or keep or seconds - reported > (1 if tty else 30):
+            means = torch.stack(recent).mean(0).tolist()                   # waits for the device
             if not math.isfinite(means[0]):
                 data.refuse(f"the loss is {means[0]} at step {step}: lower --lr; {path}, if there, is from before")
             seconds = time.perf_counter() - clock
             if seconds > 30 and looking < 0.05 * seconds:                  # a look at unseen puzzles, now and then
-                unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch], cfg.N_sup)[0][1, -1, -1].mean():.3f}"
+                unseen = f"{evaluate(ema.module, task, task.test[:4 * cfg.batch])[0][1, -1, -1].mean():.3f}"
                 looking, clock = looking + time.perf_counter() - clock - seconds, time.perf_counter() - seconds
-            rate = (step - reported[0]) / (seconds - reported[1])
+            rate = len(recent) / (seconds - reported)
             row = {"step": f"{step}", "of": f"{cfg.steps}", "seconds": f"{seconds:.1f}", "steps/s": f"{rate:.2f}",
                    "TFLOP/s": f"{rate * cost / 1e12:.3f}", "of peak": f"{rate * cost / most:.0%}",
                    "min left": f"{(cfg.steps - step) / rate / 60:.1f}", "lr": f"{optimizer.param_groups[0]['lr']:.2g}"}
@@ -513,12 +511,14 @@ def train(cfg, run, folder=None, saved=None):
             print(*map(",".join, [row.values()] if log.tell() else [row, row.values()]), sep="\n", file=log, flush=True)
             line = "  ".join(map(" ".join, row.items()))[:shutil.get_terminal_size().columns - 1 if tty else None]
             print(f"\r{line}\033[K" if tty else f"{line}\n", end="", flush=True)
-            sums, reported = 0, (step, seconds)
+            recent, reported = [], seconds
         if not RANK and (over or keep):                                    # each process has slots of its own
             save(path, cfg, model, ema=ema, optimizer=optimizer, slots=slots if WORLD == 1 else None, step=step,
                  seconds=seconds, folder=folder, log_size=log.tell())
             saved_at = seconds
-    [signal.signal(s, handler) for s, handler in old.items()]
+    for s, handler in old.items():
+        signal.signal(s, handler)
+    ema.module.cfg = cfg
     print("\n" * tty + (f"stopped and saved at step {step}; the same command with --resume goes on" if stop else
                         f"trained for {seconds:.0f} s, saved {path}"), flush=True)
     if stop:
