@@ -296,14 +296,14 @@ def think(model, inputs, steps, task=None, ids=None):
     x = model.embed(inputs, model.puzzles[ids] if cfg.prefix else None)
     (y, z), rows = model.initial(P * C), torch.arange(P * C, device=inputs.device)
     answers, q = inputs.clone(), torch.full((P, C), -math.inf, device=inputs.device)
-    sure = torch.zeros_like(q).bool()
-    last = [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]    # no result has copy c but not 0..last[c]
-    for _ in range(steps):
-        z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
-        (y, z), logits, q_now = deep_recursion(model, x, y, z)             # of the copies that are left: maybe none
-        found, certainty = logits.argmax(-1).to(answers.dtype), q_now[:, 0] - cfg.q_learning * q_now[:, 1]
-        sure.view(-1)[rows] = (certainty > 0) & (found == answers[rows]).all(1)
-        answers[rows], q.view(-1)[rows] = found, certainty
+    sure, last = torch.zeros_like(q).bool(), [next(w for w in cfg.widths if c < w) - 1 for c in range(C)]
+    for _ in range(steps):                      # copy c competes with those up to last[c], at least
+        if len(rows):
+            z = z + cfg.noise * torch.randn_like(z) if cfg.noise else z
+            (y, z), logits, q_now = deep_recursion(model, x, y, z)
+            found, certainty = logits.argmax(-1).to(answers.dtype), q_now[:, 0] - cfg.q_learning * q_now[:, 1]
+            sure.view(-1)[rows] = (certainty > 0) & (found == answers[rows]).all(1)
+            answers[rows], q.view(-1)[rows] = found, certainty
         yield undo(answers).view(P, C, L), q, z
         if not cfg.all_steps:
             stay = ~(sure.cummax(1).values[:, last] if cfg.pick == "q" else sure).flatten()[rows]
