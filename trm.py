@@ -471,8 +471,6 @@ def train(cfg, run, folder=None, saved=None):
     if cfg.steps == 0:
         return
     optimizer = optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), 1e-8, cfg.weight_decay, fused=True)
-    torch._dynamo.config.suppress_errors = True                            # it runs as it is without a compiler,
-    torch._logging.set_logs(all=40)                                        # and no word of it but errors
     for net in model.nets if cfg.compile else ():                          # once, for the T(n+1) times it is called
         net.compile(dynamic=False)
     (path := Path("runs") / run / "checkpoint.pt").parent.mkdir(parents=True, exist_ok=True)
@@ -484,8 +482,7 @@ def train(cfg, run, folder=None, saved=None):
         torch.set_rng_state(saved["rng"][0].cpu())
         torch.cuda.set_rng_state_all([state.cpu() for state in saved["rng"][1:]])   # none without CUDA
     recent, reported, saved_at, looking, unseen = [], seconds, seconds, 0, "-"   # recent: means not yet reported
-    signals, old, stop = [], {}, 0
-    clock = time.perf_counter() - seconds                                  # seconds of training, looks left out
+    signals, old, stop, clock = [], {}, 0, time.perf_counter() - seconds   # the clock leaves out the looks
     ema.module.cfg = replace(cfg, augment=1, rollouts=1)                   # a look takes one try, the end all
     while step < cfg.steps and not stop:
         slots, means = train_step(model, ema, optimizer, slots, task, step)   # the first compiles, nothing to save yet
@@ -578,6 +575,8 @@ def main(argv=None):
             for name in args.given.keys() - {"steps"}:
                 if args.given[name] != getattr(cfg, name):
                     data.refuse(f"--{name} cannot change in a resumed run; leave it out or start another (--run NAME)")
+        torch._dynamo.config.suppress_errors = True                        # without a compiler it runs as it is,
+        torch._logging.set_logs(all=40)                                    # and no word of it but errors
         return train(replace(cfg, **args.given), run, args.data, saved)
     args.given = {"N_eval" if name == "steps" else name: value for name, value in args.given.items()}
     path = Path(args.name) if Path(args.name).is_file() else path
