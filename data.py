@@ -524,7 +524,7 @@ def read_set(folder, name, is_last):
             told = [output for output in outputs if output is not None or not is_last]
             check([*sum(train, ()), *inputs, *told])
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            where = f"{path}, task {key}, or its solution"
+            where = f"{path}, task {key} (or its solution)"
             raise ValueError(f"{where}: {type(error).__name__}: {error}") from None
         yield key, train, [*zip(inputs, outputs)]
 

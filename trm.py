@@ -65,12 +65,12 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance that a puzzle may not halt before a random step (section 2.5)
+    explore: float = 0.1  # chance that a slot must first have 2 to N_sup steps (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published, or as in Figure 3
     recursion: Literal["trm", "one_step", "single_z", "multi_z"] = "trm"  # or HRM's, or Table 2's
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
-    steps: int = 65_000  # optimizer steps; 0 tells what would be trained. eval and solve: N_eval
+    steps: int = 65_000  # optimizer steps; 0: only tell the sizes. For eval and solve it is N_eval
     batch: int = 768  # puzzles in a step
     lr: float = 1e-4  # learning rate of AdamW
     lr_final: float = 1.0  # share of it that is left at the end; 1: constant, as published
@@ -110,7 +110,7 @@ class Config:
 # For a laptop: narrow, no recursion without gradient, a short average for a short run.
 SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, loss="softmax", batch=64, steps=5000)
 SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
-SHORT = {"N_sup": 8, "N_start": 0.25, "N_eval": 32, "lr_final": 0.1}  # first learn to think shortly
+SHORT = {"N_sup": 8, "N_start": 0.25, "N_eval": 32, "lr_final": 0.1}  # few steps at first
 HRM = Config(mixing="attention", n_layers=4, networks=2, prefix=1, n=2, T=2, ema=0.0)
 HRM = replace(HRM, recursion="one_step", q_learning=True)
 ARC = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1)
@@ -161,7 +161,7 @@ class SwiGLU(nn.Module):
     def __init__(self, width, dim, cfg):
         super().__init__()
         inner = round(cfg.expansion * width * 2 / 3)
-        inner = math.ceil(inner / cfg.multiple) * cfg.multiple
+        inner = max(1, math.ceil(inner / cfg.multiple)) * cfg.multiple
         self.dim = dim
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
@@ -229,7 +229,7 @@ class TRM(nn.Module):
     def __init__(self, cfg, L, V, identities=1):
         super().__init__()
         self.cfg = cfg
-        self.dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32
+        self.dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32  # of y and z
         self.S = cfg.prefix + L
         self.tokens = nn.Embedding(V, cfg.D)
         trunc_normal_(self.tokens.weight.data, std=cfg.D**-0.5)
@@ -246,12 +246,12 @@ class TRM(nn.Module):
         # The puzzle embeddings have an optimizer of their own, see update_puzzles.
         self.register_buffer("puzzles", torch.zeros(identities, cfg.D))
 
-    def embed(self, inputs, puzzles):
+    def embed(self, inputs, vectors):
         """The question x [B, S, D] from tokens [B, L] and, for a prefix, puzzle vectors [B, D]."""
         x = self.tokens(inputs)
         if self.cfg.prefix > 0:
             padding = x.new_zeros(len(x), self.cfg.prefix - 1, self.cfg.D)
-            x = torch.cat([puzzles[:, None], padding, x], dim=1)
+            x = torch.cat([vectors[:, None], padding, x], dim=1)
         return (self.cfg.D**0.5 * x).to(self.dtype)
 
     def initial_state(self, B):
@@ -283,7 +283,7 @@ def latent_recursion(model, x, y, z):
 
 
 def deep_recursion(model, x, y, z, recursion=latent_recursion):
-    """Recurse T times, with a gradient only through the last. Returns (y, z), logits and q."""
+    """Recurse T times, only the last with gradient. Returns (y, z) detached; logits, q: `heads`."""
     with torch.no_grad():
         for _ in range(model.cfg.T - 1):
             y, z = recursion(model, x, y, z)
@@ -322,8 +322,8 @@ def losses(logits, q, labels, kind):
 # slots, each with a puzzle, its (y, z) and the number of supervision steps it has had. A slot that
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task):
-    """Give every slot that has halted (at first all of them) a new puzzle."""
-    inputs, labels, ids = task.draw(model.cfg.batch)  # tokens [B, L] twice, identities [B], int64
+    """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
+    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: simple, and never waits
     y, z = model.initial_state(model.cfg.batch)
     steps = torch.zeros_like(ids)
     fresh = {"inputs": inputs, "labels": labels, "ids": ids, "y": y, "z": z, "steps": steps}
@@ -355,6 +355,7 @@ def update_ema(ema, model):
     """Move the averaged weights towards the trained ones (section 4.7)."""
     for average, weight in zip(ema.parameters(), model.parameters()):
         average.lerp_(weight, 1 - model.cfg.ema)
+    ema.puzzles = model.puzzles  # the puzzle embeddings are shared, not averaged
 
 
 def update_puzzles(puzzles, ids, grads, lr, weight_decay):
@@ -375,8 +376,8 @@ def train_step(model, ema, optimizer, slots, task, step):
     N_sup = max(1, round(cfg.N_sup * cfg.N_start ** (1 - step / cfg.steps)))
     slots = refill(slots, model, task)
     steps = slots["steps"] + 1
-    puzzles = model.puzzles[slots["ids"]].requires_grad_()  # [B, D]
-    x = model.embed(slots["inputs"], puzzles)
+    vectors = model.puzzles[slots["ids"]].requires_grad_()  # [B, D]
+    x = model.embed(slots["inputs"], vectors)
     recursion = RECURSIONS[cfg.recursion]
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"], recursion)
     answer_loss, halting_loss, right = losses(logits, q, slots["labels"], cfg.loss)
@@ -385,7 +386,7 @@ def train_step(model, ema, optimizer, slots, task, step):
         halting_loss += F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
     loss = (answer_loss + 0.5 * halting_loss).mean()
     loss.backward()
-    ids, grads = slots["ids"], puzzles.grad
+    ids, grads = slots["ids"], vectors.grad
     if dist.is_initialized():  # several processes, each with slots of its own
         ids, grads = average_gradients(model, ids, grads)
 
@@ -446,7 +447,6 @@ def continue_target(model, x, y, z, last):
 
 
 # ---- Evaluation: the same supervision steps, without supervision ---------------------------------
-
 MEASURES = ["cells", "exact", "solved", "head right", "sure, wrong"]
 
 
@@ -477,8 +477,8 @@ def think(model, task, puzzles):
         certain[rows] = certainty(q, cfg)
         found, q = undo(answers).view(P, -1, L), certain.view(P, -1)
         if found.shape[1] > 1:
-            ranked = [vote(copies, logits, cfg.pick) for copies, logits in zip(found, q)]
-            found, q = (torch.stack(parts) for parts in zip(*ranked))
+            ranked = [vote(*copies, cfg.pick) for copies in zip(found.cpu(), q.cpu())]
+            found, q = (torch.stack(parts).to(inputs.device) for parts in zip(*ranked))
         yield found, q
         if not cfg.all_steps:
             stay = (answers[rows] != before).any(1) | (certain[rows] <= 0)
@@ -490,7 +490,7 @@ def think(model, task, puzzles):
 def vote(answers, q, pick):
     """Order the answers [C, L] to a puzzle, with halting logits q [C], best first: by how many
     copies agree, then by their mean probability of being right; or by the highest logit ("q").
-    Each distinct answer comes once; the best one again fills up the C places.
+    Each distinct answer comes once, then the best one again, up to C.
     """
     distinct, which = answers.unique(dim=0, return_inverse=True)
     groups = [q[which == k] for k in range(len(distinct))]  # the logits of equal answers
@@ -518,7 +518,7 @@ def score(task, puzzles, answers, q):
 def evaluate(model, task, puzzles):
     """Scores of N puzzles after each step [6, N_eval, N]; the best two answers [N, 2, L]."""
     cfg = model.cfg
-    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))
+    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # without gradient more fit
     scores, attempts = [], []
     with torch.random.fork_rng():  # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
@@ -563,7 +563,7 @@ def solve(model, task, puzzle, svg=None):
     print(f"\n{words}\n{data.show(task, question, puzzle.inputs[0])}")
     panels = []
     for step, (answers, q) in enumerate(think(model, task, puzzle), 1):
-        caption = f"step {step}: right with probability {q[0, 0].sigmoid():.3f}"
+        caption = f"step {step}: halting probability {q[0, 0].sigmoid():.3f}"
         print(f"\n{caption}\n{data.show(task, puzzle, answers[0, 0])}")
         panels.append((answers[0, 0], caption))
     if isinstance(task, data.ARC) and answers.shape[1] > 1:
@@ -584,6 +584,8 @@ def load(path):
         if "config" in content:
             content["config"] = Config(**content["config"])
         return content
+    except OSError:
+        raise
     except Exception as error:  # files are damaged in many ways
         kind = f"no checkpoint, damaged, or of another version of trm.py ({type(error).__name__})"
         raise ValueError(f"{path} is {kind}") from None
@@ -640,18 +642,18 @@ def build(cfg, device, saved=None):
     torch.manual_seed(cfg.seed)
     model = TRM(cfg, task.length, task.vocab, task.identities).to(device)
     ema = copy.deepcopy(model).requires_grad_(False)
-    ema.puzzles = model.puzzles  # shared: the puzzle embeddings are not averaged
     settings = {"betas": (0.9, 0.95), "weight_decay": cfg.weight_decay, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(cfg.seed)  # the draws do not depend on the size of the model
     run = {"model": model, "ema": ema, "optimizer": optimizer, "slots": None, "step": 0, "rows": []}
     if saved:
         for name in ("model", "ema", "optimizer"):
             run[name].load_state_dict(saved[name])
-        slots = {name: part.to(device) for name, part in saved["slots"].items()}
-        run.update(slots=slots, step=saved["step"], rows=saved["rows"])
+        run.update(step=saved["step"], rows=saved["rows"])
+        if saved["slots"]:
+            run["slots"] = {name: part.to(device) for name, part in saved["slots"].items()}
         torch.set_rng_state(saved["rng"])
-        torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
     return task, run
 
 
@@ -694,22 +696,20 @@ def write_log(path, rows, steps):
     data.replace_file(path, "\n".join([",".join(rows[0]), *lines, ""]).encode())
 
 
-def train(cfg, path, task, run):
+def train(cfg, path, task, run, signals=()):
     """Train until the end or a signal, which is returned. Writes `path`, and log.csv beside it."""
     model, ema, optimizer, slots, step, rows = run.values()
     is_first = not dist.is_initialized() or dist.get_rank() == 0
-    if dist.is_initialized():  # each process has its own slots, only those of the first are saved
+    if dist.is_initialized():  # each process has its own slots, and begins new ones on resuming
         slots = None
-        torch.manual_seed(cfg.seed + step + dist.get_rank())
+        torch.manual_seed(cfg.seed + 1000 * step + dist.get_rank())
         model.cfg = replace(cfg, batch=cfg.batch // dist.get_world_size())
     if cfg.compile:
         compile_networks(model)
     watched = copy.copy(ema)  # the same weights; a look at unseen puzzles takes one try
     watched.cfg = replace(cfg, augment=1, rollouts=1)
-    signals = []
-    handle_signals(lambda number, frame: signals.append(number))
     stop = 0
-    unseen = math.nan
+    unseen = rows[-1]["unseen"] if rows else math.nan
     recent, began = [], time.perf_counter()
     while step < cfg.steps and not stop:
         slots, report = train_step(model, ema, optimizer, slots, task, step)
@@ -727,16 +727,16 @@ def train(cfg, path, task, run):
             raise ValueError(f"the loss is {means[0]} at step {step}: lower --lr")
         rate = len(recent) / (time.perf_counter() - began)
         if step % cfg.save_every == 0:
-            unseen = evaluate(watched, task, task.test[:256])[0][1, -1].mean().item()
+            scores, _ = evaluate(watched, task, task.test[:256])
+            unseen = scores[1, -1].mean().item()  # exact, after the last step
         row = {"step": step, "steps/s": rate, "minutes left": (cfg.steps - step) / rate / 60}
         rows.append({**row, **dict(zip(report, means)), "unseen": unseen})
         if is_first:
             write_log(path.with_name("log.csv"), rows, cfg.steps)
         if is_first and saves:
-            run.update(slots=slots, step=step)
+            run.update(slots=None if dist.is_initialized() else slots, step=step)
             save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
-    handle_signals(signal.default_int_handler)
     return int(stop)
 
 
@@ -748,8 +748,9 @@ def parse(argv):
     parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a checkpoint")
     parser.add_argument("puzzle", nargs="?", help="solve: a puzzle in one line, or an ARC task")
     parser.add_argument("--run", help="train: name of the run, in place of the preset's")
-    parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
-    parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
+    either.add_argument("--overwrite", action="store_true", help="train: replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the answers after each step")
     source = inspect.getsource(Config)
     for title, name, comment in re.findall(r" {4}(?:# (.+)|(\w+): .+?  # (.+))\n", source):
@@ -789,8 +790,9 @@ def run_training(args, changes, device):
     if cfg.steps == 0:
         return 0
     if cfg.dtype == "auto":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
-        is_fast = device.type == "cuda" or able.get("avx512_bf16")
+        is_fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
+        if device.type == "cuda":
+            is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
         cfg = replace(cfg, dtype="bfloat16" if is_fast else "float32")
     path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
     if path.exists() and not args.overwrite:
@@ -801,6 +803,8 @@ def run_training(args, changes, device):
             new = getattr(cfg, name)
             if old != new and name != "steps":
                 raise ValueError(f"--{name} {new!r}: the run has {old!r}; repeat its own command")
+        if cfg.steps < saved["step"]:
+            raise ValueError(f"--steps {cfg.steps}: the run has done {saved['step']} already")
         if cfg.steps != saved["config"].steps:
             lr = cfg.lr * schedule(cfg, saved["step"])
             print(f"not the number of steps that was planned: the learning rate is now {lr:.2g}")
@@ -809,7 +813,10 @@ def run_training(args, changes, device):
         raise ValueError("the training puzzles are not those that the run began with")
     print(f"{len(task.train)} training and {len(task.test)} unseen puzzles; {device}, {cfg.dtype}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    stop = train(cfg, path, task, run)
+    signals = []
+    handle_signals(lambda number, frame: signals.append(number))
+    stop = train(cfg, path, task, run, signals)
+    handle_signals(signal.default_int_handler)
     if stop:
         print(f"\nstopped and saved {path}; the same command with --resume goes on")
         return 128 + stop
@@ -823,7 +830,7 @@ def run_model(args, changes, device):
     """Evaluate a model, or let it solve a puzzle. Returns the exit status."""
     if "steps" in changes:
         changes["N_eval"] = changes.pop("steps")
-    path = Path("runs") / args.name / "checkpoint.pt"
+    path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
     saved = load(Path(args.name) if Path(args.name).is_file() else path)
     cfg = replace(saved.get("config", Config()), **changes)
     if "config" in saved:
