@@ -675,7 +675,8 @@ def compile_networks(model):
             net.compile(dynamic=False)
             net(h).sum().backward()
     except Exception as error:  # compilers fail in many ways
-        torch.compiler.set_stance("force_eager")
+        for net in model.nets:
+            net._compiled_call_impl = None  # undoes net.compile()
         print(f"going on uncompiled: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
     model.zero_grad()
 
