@@ -65,7 +65,7 @@ ablations: $(READY)      ## the paper's Table 1 and 2 in small, on 6x6 Sudoku; S
 	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... supervision steps"
 	@echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
 	  run=ablation-$(SEED)-$$(echo $$name | tr ' ' '-'); \
-	  grep -qs solved runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(SMALL) --seed $(SEED) $$flags \
+	  grep -qsE '^(not )?solved' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(SMALL) --seed $(SEED) $$flags \
 	    --run $$run --resume > runs/$$run.log || exit 1; \
 	  echo "$$name |$$paper|" $$(awk '/^ +[0-9]+  +[0-9.]+  +/ {print $$3}' runs/$$run.log); \
 	done

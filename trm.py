@@ -587,7 +587,7 @@ def load(path):
     except OSError:
         raise
     except Exception as error:  # files are damaged in many ways
-        kind = f"no checkpoint, damaged, or of another version of trm.py ({type(error).__name__})"
+        kind = f"no checkpoint, damaged, or of another version of trm.py ({str(error)[:90]})"
         raise ValueError(f"{path} is {kind}") from None
 
 
@@ -832,7 +832,12 @@ def run_model(args, changes, device):
     if "steps" in changes:
         changes["N_eval"] = changes.pop("steps")
     path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
-    saved = load(Path(args.name) if Path(args.name).is_file() else path)
+    path = Path(args.name) if Path(args.name).is_file() else path
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: train it first")
+    if args.svg and not Path(args.svg).absolute().parent.is_dir():
+        raise ValueError(f"{args.svg} cannot be written: its folder is not there")
+    saved = load(path)
     cfg = replace(saved.get("config", Config()), **changes)
     if "config" in saved:
         task, run = build(cfg, device, saved)
