@@ -1,9 +1,10 @@
+# SPDX-License-Identifier: MIT
 """Sudoku, maze and ARC puzzles as tensors on the device: build or read them, augment and show them.
 
 A task (Sudoku, Maze and ARC, below) has what trm.py asks for:
 
     length, vocab, identities    cells L, tokens V, puzzle identities (ARC: task times augmentation)
-    train, test, groups          Puzzles on the device; ranges of ratings, for the table of results
+    train, test                  Puzzles on the device
     fingerprint, compare(other)  what a model is trained on, held against that of a checkpoint
     draw(B)                      a training batch, each puzzle in a random symmetric copy
     copies(inputs, ids, A)       A symmetric copies of each puzzle and how to undo them, for voting
@@ -294,7 +295,6 @@ class Grids:
 class Sudoku(Grids):
     """Sudoku of 9x9, or of 6x6 with boxes of 2 rows and 3 columns."""
 
-    groups = {"0 guesses": (0, 0), "1-9": (1, 9), "10+": (10, float("inf"))}
     rule = "keep the clues and have every digit once in each row, column and box"
 
     def __init__(self, cfg, device):
@@ -375,7 +375,6 @@ class Sudoku(Grids):
 class Maze(Grids):
     """Mazes: mark the cells on a shortest path from S to G."""
 
-    groups = {"to 20 moves": (0, 20), "21-110": (21, 110), "111+": (111, float("inf"))}
     rule = "mark with 'o' a shortest path from the S to the G and change nothing else"
     clues = "# SG"
 
@@ -534,7 +533,6 @@ class ARC:
 
     vocab = 12
     letters = " |0123456789"  # padding, end mark, colours
-    groups = {}
 
     def __init__(self, cfg, device):
         self.cfg, self.device = cfg, device

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Tiny Recursive Model (TRM) in one file, to be read beside the paper:
 "Less is More: Recursive Reasoning with Tiny Networks", Jolicoeur-Martineau 2025, arXiv:2510.04871.
 
@@ -6,7 +7,7 @@
     latent_recursion, deep_recursion         z n times, then y; T times      Figure 3, 4.1 and 4.2
     stablemax_cross_entropy, losses          is the answer right?            sections 2.5 and 4.6
     refill, halting, update_ema, train_step  deep supervision                sections 2.4, 4.6, 4.7
-    one_step, single_z, multi_scale_z, ...   what TRM is compared with       section 2, Table 2
+    one_step_recursion, ...                  what TRM is compared with       section 2, Table 2
     think, vote, evaluate, solve             answers at test time            section 5
     load_published, train, main              checkpoints and commands        section 5
 
@@ -16,7 +17,6 @@ Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hid
 import argparse
 import copy
 import inspect
-import io
 import math
 import os
 import re
@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -67,10 +66,10 @@ class Config:
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance that a slot must first have 2 to N_sup steps (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published, or as in Figure 3
-    recursion: Literal["trm", "one_step", "single_z", "multi_z"] = "trm"  # or HRM's, or Table 2's
+    recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM's, HRM's, ...
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
-    steps: int = 65_000  # optimizer steps; 0: only tell the sizes. For eval and solve it is N_eval
+    steps: int = 65_000  # optimizer steps, 0: only tell the sizes; for eval and solve: N_eval
     batch: int = 768  # puzzles in a step
     lr: float = 1e-4  # learning rate of AdamW
     lr_final: float = 1.0  # share of it that is left at the end; 1: constant, as published
@@ -205,8 +204,7 @@ class Attention(nn.Module):
         else:  # the same; on a CPU in bfloat16 the library's is several times slower
             scores = (q @ k.transpose(2, 3)).float() / (D // self.heads) ** 0.5
             h = scores.softmax(-1).to(v.dtype) @ v
-        h = h.transpose(1, 2).reshape(B, S, D)  # the heads side by side
-        return self.o(h)
+        return self.o(h.transpose(1, 2).reshape(B, S, D))  # the heads side by side
 
 
 class Block(nn.Module):
@@ -243,8 +241,7 @@ class TRM(nn.Module):
         # Where y and z start: fixed, the same at every position.
         self.register_buffer("y_init", trunc_normal_(torch.empty(cfg.D), std=1.0))
         self.register_buffer("z_init", trunc_normal_(torch.empty(cfg.D), std=1.0))
-        # The puzzle embeddings have an optimizer of their own, see update_puzzles.
-        self.register_buffer("puzzles", torch.zeros(identities, cfg.D))
+        self.register_buffer("puzzles", torch.zeros(identities, cfg.D))  # see train_step
 
     def embed(self, inputs, vectors):
         """The question x [B, S, D] from tokens [B, L] and, for a prefix, puzzle vectors [B, D]."""
@@ -292,9 +289,6 @@ def deep_recursion(model, x, y, z, recursion=latent_recursion):
     return (y.detach(), z.detach()), logits, q
 
 
-RECURSIONS = {"trm": latent_recursion}  # and others, which TRM is compared with
-
-
 # ---- The losses (sections 2.5 and 4.6) -----------------------------------------------------------
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
@@ -304,15 +298,21 @@ def stablemax_cross_entropy(logits, labels):
     return -p.log()
 
 
+def is_right(answers, labels):
+    """Are the answers [..., L] the labels? A cell labelled 0 does not count, one at least must."""
+    counts = labels != 0
+    return ((answers == labels) | ~counts).all(-1) & counts.any(-1)
+
+
 def losses(logits, q, labels, kind):
     """The loss of the answer, the loss of the halting head, and is the answer right? Each [B]."""
     if kind == "stablemax":
         per_cell = stablemax_cross_entropy(logits, labels)
     else:
         per_cell = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    counts = labels != 0  # a cell labelled 0 does not count; a puzzle without labels is never right
+    counts = labels != 0
     answer_loss = torch.where(counts, per_cell, 0).sum(1) / counts.sum(1).clamp(min=1)
-    right = ((logits.argmax(-1) == labels) | ~counts).all(1) & counts.any(1)
+    right = is_right(logits.argmax(-1), labels)
     halting_loss = F.binary_cross_entropy_with_logits(q[:, 0], right.float(), reduction="none")
     return answer_loss, halting_loss, right
 
@@ -336,10 +336,8 @@ def refill(slots, model, task):
 
 
 def certainty(q, cfg):
-    """The logit that says "halt" where it is positive [B], from q [B, 2]."""
-    if cfg.q_learning:
-        return q[:, 0] - q[:, 1]  # HRM halts where that is worth more than going on
-    return q[:, 0]
+    """The logit that says "halt" where it is positive [B]; HRM: where halting is worth more."""
+    return q[:, 0] - q[:, 1] if cfg.q_learning else q[:, 0]
 
 
 def halting(certain, steps, N_sup, explore):
@@ -358,13 +356,6 @@ def update_ema(ema, model):
     ema.puzzles = model.puzzles  # the puzzle embeddings are shared, not averaged
 
 
-def update_puzzles(puzzles, ids, grads, lr, weight_decay):
-    """Sign-SGD with weight decay on those puzzle embeddings only that were in the batch."""
-    same = (ids[:, None] == ids).to(grads.dtype)  # [B, B]: gradients of one identity add up
-    sign = (same @ grads).sign()
-    puzzles[ids] = (1 - lr * weight_decay) * puzzles[ids] - lr * sign
-
-
 def schedule(cfg, step):
     """The learning rate as a share of the highest: linear warm-up, then linear fall."""
     return min(1, (step + 1) / cfg.warmup) * (1 - (1 - cfg.lr_final) * step / cfg.steps)
@@ -378,7 +369,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     steps = slots["steps"] + 1
     vectors = model.puzzles[slots["ids"]].requires_grad_()  # [B, D]
     x = model.embed(slots["inputs"], vectors)
-    recursion = RECURSIONS[cfg.recursion]
+    recursion = globals()[f"{cfg.recursion}_recursion"]  # the function of that name
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"], recursion)
     answer_loss, halting_loss, right = losses(logits, q, slots["labels"], cfg.loss)
     if cfg.q_learning:
@@ -386,16 +377,15 @@ def train_step(model, ema, optimizer, slots, task, step):
         halting_loss += F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
     loss = (answer_loss + 0.5 * halting_loss).mean()
     loss.backward()
-    ids, grads = slots["ids"], vectors.grad
-    if dist.is_initialized():  # several processes, each with slots of its own
-        ids, grads = average_gradients(model, ids, grads)
-
     optimizer.param_groups[0]["lr"] = cfg.lr * schedule(cfg, step)
     optimizer.step()
     optimizer.zero_grad()
-    if cfg.prefix > 0:
+    if cfg.prefix > 0:  # sign-SGD, of the puzzle embeddings in the batch only
         lr = cfg.puzzle_lr * schedule(cfg, step)
-        update_puzzles(model.puzzles, ids, grads, lr, cfg.weight_decay)
+        ids = slots["ids"]
+        same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
+        kept = (1 - lr * cfg.weight_decay) * model.puzzles[ids]
+        model.puzzles[ids] = kept - lr * (same @ vectors.grad).sign()
     update_ema(ema, model)
 
     halted = halting(certainty(q, cfg), steps, N_sup, cfg.explore)
@@ -406,7 +396,7 @@ def train_step(model, ema, optimizer, slots, task, step):
 
 
 # ---- What TRM is compared with: other recursions in place of latent_recursion, and HRM's halting -
-def one_step(model, x, y, z):
+def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only the last update of z and the last of y have one."""
     f_L, f_H = model.nets[0], model.nets[-1]
     with torch.no_grad():
@@ -417,7 +407,7 @@ def one_step(model, x, y, z):
     return y, z
 
 
-def single_z(model, x, y, z):
+def single_z_recursion(model, x, y, z):
     """Table 2, one feature: z = net(z + x) n times, then z = net(z), which is the answer, too."""
     for _ in range(model.cfg.n):
         z = model.nets[0](z + x)
@@ -425,7 +415,7 @@ def single_z(model, x, y, z):
     return z, z
 
 
-def multi_scale_z(model, x, y, z):
+def multi_z_recursion(model, x, y, z):
     """Table 2, n + 1 features: each update sees all z [B, n, S, D] and renews the oldest."""
     for _ in range(model.cfg.n):
         new = model.nets[0](z.sum(1) + (y + x))
@@ -434,29 +424,19 @@ def multi_scale_z(model, x, y, z):
     return y, z
 
 
-RECURSIONS.update(one_step=one_step, single_z=single_z, multi_z=multi_scale_z)
-
-
 @torch.no_grad()
 def continue_target(model, x, y, z, last):
-    """HRM's target for going on [B], by a second forward pass: the better value of the next step,
-    or that of halting where this step is the last [B] (section 2.5).
-    """
-    _, _, q = deep_recursion(model, x, y, z, RECURSIONS[model.cfg.recursion])
+    """HRM's target of "continue" [B]: the better q of the next step; of "halt" if `last` [B]."""
+    _, _, q = deep_recursion(model, x, y, z, globals()[f"{model.cfg.recursion}_recursion"])
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
 
 
 # ---- Evaluation: the same supervision steps, without supervision ---------------------------------
-MEASURES = ["cells", "exact", "solved", "head right", "sure, wrong"]
-
-
 @torch.no_grad()
 def think(model, task, puzzles):
-    """Think about P puzzles in C = rollouts x augment copies each, for at most N_eval steps.
+    """Yield answers [P, C, L] and halting logits [P, C] after each step; C = rollouts x augment.
 
-    Yields after each step the answers [P, C, L] and halting logits [P, C], best first, see `vote`.
-    A copy leaves the batch when its logit is positive and its answer has not changed since the
-    last step, unless cfg.all_steps. Ends when all have left.
+    A copy leaves the batch when its logit is positive and its answer did not change in this step.
     """
     cfg = model.cfg
     P, L = puzzles.inputs.shape
@@ -471,7 +451,7 @@ def think(model, task, puzzles):
     for _ in range(cfg.N_eval):
         if cfg.noise > 0:
             z = z + cfg.noise * torch.randn_like(z)
-        (y, z), logits, q = deep_recursion(model, x, y, z, RECURSIONS[cfg.recursion])
+        (y, z), logits, q = deep_recursion(model, x, y, z, globals()[f"{cfg.recursion}_recursion"])
         before = answers[rows]
         answers[rows] = logits.argmax(-1)
         certain[rows] = certainty(q, cfg)
@@ -488,10 +468,7 @@ def think(model, task, puzzles):
 
 
 def vote(answers, q, pick):
-    """Order the answers [C, L] to a puzzle, with halting logits q [C], best first: by how many
-    copies agree, then by their mean probability of being right; or by the highest logit ("q").
-    Each distinct answer comes once, then the best one again, up to C.
-    """
+    """The distinct ones of answers [C, L], best first by votes or by q [C]; again, up to C."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
     groups = [q[which == k] for k in range(len(distinct))]  # the logits of equal answers
     keys = [group.max().item() for group in groups]
@@ -502,21 +479,8 @@ def vote(answers, q, pick):
     return distinct[order], torch.stack([groups[k].max() for k in order])
 
 
-def score(task, puzzles, answers, q):
-    """The MEASURES of the first of answers [P, C, L], and the rank of the truth in all: [6, P]."""
-    labels = puzzles.labels[:, None]
-    counts = labels > 0
-    hits = (answers == labels) & counts
-    right = (hits == counts).all(2) & counts.any(2)  # [P, C]
-    cells = hits[:, 0].sum(1) / counts[:, 0].sum(1).clamp(min=1)
-    solved = task.obeys(puzzles, answers[:, 0])
-    sure = q[:, 0] > 0
-    rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
-    return torch.stack([cells, right[:, 0], solved, sure == right[:, 0], sure & ~solved, rank])
-
-
 def evaluate(model, task, puzzles):
-    """Scores of N puzzles after each step [6, N_eval, N]; the best two answers [N, 2, L]."""
+    """After each step: exact? solved? q right? rank [4, N_eval, N]; two best answers [N, 2, L]."""
     cfg = model.cfg
     size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # without gradient more fit
     scores, attempts = [], []
@@ -526,7 +490,11 @@ def evaluate(model, task, puzzles):
             part = puzzles[first : first + size]
             steps = []
             for answers, q in think(model, task, part):
-                steps.append(score(task, part, answers, q))
+                right = is_right(answers, part.labels[:, None])  # [P, C]
+                solved = task.obeys(part, answers[:, 0])
+                rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
+                head_right = (q[:, 0] > 0) == right[:, 0]
+                steps.append(torch.stack([right[:, 0], solved, head_right, rank]))
             steps += steps[-1:] * (cfg.N_eval - len(steps))  # all were at rest
             scores.append(torch.stack(steps, 1).cpu())
             attempts.append(answers[:, :2].expand(-1, 2, -1).cpu())
@@ -534,26 +502,21 @@ def evaluate(model, task, puzzles):
 
 
 def print_evaluation(model, task):
-    """Print a table of the measures after 1, 2, 4, ... steps and of exact answers by rating."""
+    """Print what is right after 1, 2, 4, ... steps."""
     began = time.perf_counter()
     scores, attempts = evaluate(model, task, task.test)
     speed = len(task.test) / (time.perf_counter() - began)
     known = (task.test.labels > 0).any(1).cpu()
-    print(f"\n{known.sum()} unseen puzzles, {speed:.3g} a second; %, after each supervision step:")
-    if not known.all():
-        print(f"left out: {(~known).sum()} puzzles whose answer is not known")
-    columns = dict(zip(MEASURES, scores[:5, :, known].mean(2)))
-    ratings = task.test.ratings.cpu()
-    for name, (low, high) in task.groups.items():
-        group = known & (low <= ratings) & (ratings <= high)
-        if group.any():
-            columns[f"{name} ({group.sum()})"] = scores[1, :, group].mean(1)
-    print("step", *columns, sep="  ")
+    print(
+        f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:.3g} a second"
+    )
+    columns = dict(zip(["exact", "solved", "head right"], scores[:3, :, known].mean(2)))
+    print("% right after step", *columns, sep="  ")
     for step in range(1, model.cfg.N_eval + 1):
         if known.any() and (step & (step - 1) == 0 or step == model.cfg.N_eval):
             cells = [f"{100 * column[step - 1]:{len(name)}.1f}" for name, column in columns.items()]
-            print(f"{step:4}", *cells, sep="  ")
-    task.report(attempts, scores[5, -1])
+            print(f"{step:18}", *cells, sep="  ")
+    task.report(attempts, scores[3, -1])
 
 
 def solve(model, task, puzzle, svg=None):
@@ -566,8 +529,6 @@ def solve(model, task, puzzle, svg=None):
         caption = f"step {step}: halting probability {q[0, 0].sigmoid():.3f}"
         print(f"\n{caption}\n{data.show(task, puzzle, answers[0, 0])}")
         panels.append((answers[0, 0], caption))
-    if isinstance(task, data.ARC) and answers.shape[1] > 1:
-        print(f"\nsecond attempt\n{data.show(task, puzzle, answers[0, 1])}")
     if not isinstance(task, data.ARC) or puzzle.labels.any():
         print("\nsolved" if task.obeys(puzzle, answers[:, 0]) else "\nnot solved")
     if svg:
@@ -584,11 +545,8 @@ def load(path):
         if "config" in content:
             content["config"] = Config(**content["config"])
         return content
-    except OSError:
-        raise
     except Exception as error:  # files are damaged in many ways
-        kind = f"no checkpoint, damaged, or of another version of trm.py ({str(error)[:90]})"
-        raise ValueError(f"{path} is {kind}") from None
+        raise ValueError(f"{path} is no checkpoint of this version of trm.py: {error}") from None
 
 
 PUBLISHED_NAMES = {
@@ -614,27 +572,14 @@ def load_published(weights, L=81, V=11, **changes):
         raise ValueError("neither a checkpoint of trm.py nor one of the published code")
     cfg = HRM if "nets.1.0.mlp.down.weight" in weights else Config(prefix=16)
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
-    n_layers = len({name.split(".")[2] for name in weights if name.startswith("nets.0.")})
+    n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
     sizes = {"D": len(weights["y_init"]), "n_layers": n_layers, "mixing": mixing}
     model = TRM(replace(cfg, **{**sizes, **changes}), L, V, len(weights["puzzles"]))
     model.load_state_dict(weights)  # raises RuntimeError where sizes differ, naming both
     return model
 
 
-# ---- Training, in one process or in several that torchrun starts ---------------------------------
-def average_gradients(model, ids, grads):
-    """Give all processes the mean of their gradients, and all rows of ids [B] and grads [B, D]."""
-    world = dist.get_world_size()
-    for parameter in model.parameters():
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world
-    if grads is None:
-        return ids, grads
-    rows = [None] * world
-    dist.all_gather_object(rows, (ids.cpu(), grads.cpu()))
-    return [torch.cat(parts).to(ids.device) for parts in zip(*rows)]
-
-
+# ---- Training ------------------------------------------------------------------------------------
 def build(cfg, device, saved=None):
     """The puzzles, and what is kept of a run: new, or as a checkpoint has it."""
     task = data.TASKS[cfg.task](cfg, device)
@@ -650,8 +595,7 @@ def build(cfg, device, saved=None):
         for name in ("model", "ema", "optimizer"):
             run[name].load_state_dict(saved[name])
         run.update(step=saved["step"], rows=saved["rows"])
-        if saved["slots"]:
-            run["slots"] = {name: part.to(device) for name, part in saved["slots"].items()}
+        run["slots"] = {name: part.to(device) for name, part in saved["slots"].items()}
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
     return task, run
@@ -662,23 +606,9 @@ def save(path, **content):
     content.update(rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state_all())
     for name in ("model", "ema", "optimizer"):
         content[name] = content[name].state_dict()
-    file = io.BytesIO()
-    torch.save(content, file)
-    data.replace_file(path, file.getbuffer())
-
-
-def compile_networks(model):
-    """torch.compile the networks and try them. Where that fails, say so and go on without."""
-    h = model.initial_state(model.cfg.batch)[0].contiguous().requires_grad_()
-    try:
-        for net in model.nets:
-            net.compile(dynamic=False)
-            net(h).sum().backward()
-    except Exception as error:  # compilers fail in many ways
-        for net in model.nets:
-            net._compiled_call_impl = None  # undoes net.compile()
-        print(f"going on uncompiled: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
-    model.zero_grad()
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    part.replace(path)
 
 
 def handle_signals(handler):
@@ -688,25 +618,13 @@ def handle_signals(handler):
         signal.signal(signal.SIGTERM, handler)
 
 
-def write_log(path, rows, steps):
-    """Print the last of the rows, on a terminal over the one before; write all of them as CSV."""
-    values = [f"{name} {value:.3g}" for name, value in rows[-1].items() if name != "step"]
-    line = "  ".join([f"step {rows[-1]['step']} of {steps}", *values])
-    print(f"\r{line}\033[K" if sys.stdout.isatty() else f"{line}\n", end="", flush=True)
-    lines = [",".join(f"{value:.6g}" for value in row.values()) for row in rows]
-    data.replace_file(path, "\n".join([",".join(rows[0]), *lines, ""]).encode())
-
-
 def train(cfg, path, task, run, signals=()):
     """Train until the end or a signal, which is returned. Writes `path`, and log.csv beside it."""
     model, ema, optimizer, slots, step, rows = run.values()
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
-    if dist.is_initialized():  # each process has its own slots, and begins new ones on resuming
-        slots = None
-        torch.manual_seed(cfg.seed + 1000 * step + dist.get_rank())
-        model.cfg = replace(cfg, batch=cfg.batch // dist.get_world_size())
     if cfg.compile:
-        compile_networks(model)
+        torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
+        for net in model.nets:
+            net.compile(dynamic=False)
     watched = copy.copy(ema)  # the same weights; a look at unseen puzzles takes one try
     watched.cfg = replace(cfg, augment=1, rollouts=1)
     stop = 0
@@ -717,9 +635,6 @@ def train(cfg, path, task, run, signals=()):
         step += 1
         recent.append(torch.stack(list(report.values())))
         stop = max(signals, default=0)
-        if dist.is_initialized():  # all stop at the same step
-            stop = torch.tensor(stop, device=model.y_init.device)
-            dist.all_reduce(stop, dist.ReduceOp.MAX)
         saves = stop or step == cfg.steps or step % cfg.save_every == 0
         if not saves and step % cfg.log_every > 0:
             continue
@@ -731,14 +646,21 @@ def train(cfg, path, task, run, signals=()):
             scores, _ = evaluate(watched, task, task.test[:256])
             unseen = scores[1, -1].mean().item()  # exact, after the last step
         row = {"step": step, "steps/s": rate, "minutes left": (cfg.steps - step) / rate / 60}
-        rows.append({**row, **dict(zip(report, means)), "unseen": unseen})
-        if is_first:
-            write_log(path.with_name("log.csv"), rows, cfg.steps)
-        if is_first and saves:
-            run.update(slots=None if dist.is_initialized() else slots, step=step)
+        row.update(zip(report, means), unseen=unseen)
+        rows.append(row)
+        values = [f"{name} {value:.3g}" for name, value in row.items() if name != "step"]
+        line = "  ".join([f"step {step} of {cfg.steps}", *values])
+        if sys.stdout.isatty():  # one line, which the next one replaces
+            line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
+        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        table = [rows[0], *[row.values() for row in rows]]  # the names, then the values
+        content = "\n".join(",".join(map(str, line)) for line in table)
+        data.replace_file(path.with_name("log.csv"), content.encode())
+        if saves:
+            run.update(slots=slots, step=step)
             save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
-    return int(stop)
+    return stop
 
 
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
@@ -768,17 +690,6 @@ def parse(argv):
     return parser.parse_intermixed_args(argv)
 
 
-def start_processes():
-    """Join the other processes if torchrun started this one. Returns the device to work on."""
-    if dist.is_torchelastic_launched():
-        dist.init_process_group()
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if dist.get_rank() > 0:
-            sys.stdout = open(os.devnull, "w")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def run_training(args, changes, device):
     """Train a preset, or go on with a run, and evaluate it. Returns the exit status."""
     if args.name not in PRESETS:
@@ -786,14 +697,11 @@ def run_training(args, changes, device):
     cfg, saved = replace(PRESETS[args.name], **changes), None
     parameters = sum(p.numel() for p in TRM(cfg, cfg.size**2, 1).nets.parameters())
     depth = cfg.T * (cfg.n + 1) * cfg.n_layers
-    print(f"{parameters:,} parameters in the network, {cfg.mixing} mixing, D {cfg.D}")
-    print(f"depth T(n+1)layers {depth}, forward passes {1 + cfg.q_learning}, N_sup {cfg.N_sup}")
+    print(f"depth {depth}, {1 + cfg.q_learning} forward passes, {parameters:,} parameters")
     if cfg.steps == 0:
         return 0
     if cfg.dtype == "auto":
-        is_fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
-        if device.type == "cuda":
-            is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_fast = torch.cuda.is_bf16_supported(False) or torch.cpu._is_avx512_bf16_supported()
         cfg = replace(cfg, dtype="bfloat16" if is_fast else "float32")
     path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
     if path.exists() and not args.overwrite:
@@ -804,15 +712,12 @@ def run_training(args, changes, device):
             new = getattr(cfg, name)
             if old != new and name != "steps":
                 raise ValueError(f"--{name} {new!r}: the run has {old!r}; repeat its own command")
-        if cfg.steps < saved["step"]:
-            raise ValueError(f"--steps {cfg.steps}: the run has done {saved['step']} already")
-        if cfg.steps != saved["config"].steps:
-            lr = cfg.lr * schedule(cfg, saved["step"])
-            print(f"not the number of steps that was planned: the learning rate is now {lr:.2g}")
     task, run = build(cfg, device, saved)
     if saved and saved["fingerprint"] != task.fingerprint:
         raise ValueError("the training puzzles are not those that the run began with")
+    lr = cfg.lr * schedule(cfg, run["step"])
     print(f"{len(task.train)} training and {len(task.test)} unseen puzzles; {device}, {cfg.dtype}")
+    print(f"from step {run['step']} with learning rate {lr:.2g}")
     path.parent.mkdir(parents=True, exist_ok=True)
     signals = []
     handle_signals(lambda number, frame: signals.append(number))
@@ -821,7 +726,6 @@ def run_training(args, changes, device):
     if stop:
         print(f"\nstopped and saved {path}; the same command with --resume goes on")
         return 128 + stop
-    print(f"\ntrained, saved {path}")
     print_evaluation(run["ema"], task)
     solve(run["ema"], task, task.test[:1])
     return 0
@@ -831,12 +735,8 @@ def run_model(args, changes, device):
     """Evaluate a model, or let it solve a puzzle. Returns the exit status."""
     if "steps" in changes:
         changes["N_eval"] = changes.pop("steps")
-    path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
+    path = Path("runs") / args.name / "checkpoint.pt"
     path = Path(args.name) if Path(args.name).is_file() else path
-    if not path.is_file():
-        raise ValueError(f"there is no {path}: train it first")
-    if args.svg and not Path(args.svg).absolute().parent.is_dir():
-        raise ValueError(f"{args.svg} cannot be written: its folder is not there")
     saved = load(path)
     cfg = replace(saved.get("config", Config()), **changes)
     if "config" in saved:
@@ -850,8 +750,10 @@ def run_model(args, changes, device):
     if args.command == "eval":
         print_evaluation(model, task)
     else:
-        row = time.time_ns() % len(task.test)
-        solve(model, task, task.parse(args.puzzle) if args.puzzle else task.test[[row]], args.svg)
+        puzzle = task.test[[time.time_ns() % len(task.test)]]
+        if args.puzzle:
+            puzzle = task.parse(args.puzzle)
+        solve(model, task, puzzle, args.svg)
     return 0
 
 
@@ -860,8 +762,9 @@ def main(argv=None):
     try:
         args = parse(argv)
         changes = {name: value for name, value in vars(args).items() if hasattr(Config, name)}
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         run = run_training if args.command == "train" else run_model
-        return run(args, changes, start_processes())
+        return run(args, changes, device)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
