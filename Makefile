@@ -42,6 +42,7 @@ puzzles/sudoku-extreme/%.csv puzzles/maze-hard/%.csv puzzles/arc/%.json:
 	$(FETCH)
 
 # Rows of the paper's tables: name | its accuracy on Sudoku-Extreme | the flags that change TRM.
+HRM := --mixing attention --n_layers 4 --networks 2 --recursion one_step --q_learning --ema 0
 define ABLATIONS
 TRM | 87.4 |
 Q-learning | 86.1 | --q_learning
@@ -53,21 +54,24 @@ self-attention | 74.7 | --mixing attention
 T, n smaller | 73.7 | --T 1 --n 1
 single z | 71.9 | --recursion single_z
 1-step gradient | 56.5 | --recursion one_step
-HRM | 55.0 | --mixing attention --n_layers 4 --networks 2 --recursion one_step --q_learning --ema 0
+HRM | 55.0 | $(HRM)
+HRM, one pass | - | $(HRM) --n 1 --T 1
+HRM, one supervision | - | $(HRM) --N_sup 1 --N_eval 1
+TRM, one supervision | - | --N_sup 1 --N_eval 1
 direct prediction | 0.0 | --mixing attention --n_layers 4 --networks 2 --n 1 --T 1 --N_sup 1 --N_eval 1
-1 supervision | - | --N_sup 1 --N_eval 1
 endef
 export ABLATIONS
 SEED ?= 0
-SMALL := --n 2 --T 2 --ema 0.98 --expansion 2 --multiple 32 --loss stablemax --all_steps --steps 600
+RECIPE := @RECIPE@
 
 ablations: $(READY)      ## the paper's Table 1 and 2 in small, on 6x6 Sudoku; SEED=1 for another seed
-	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... supervision steps"
+	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... steps | head right at the end"
 	@echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
 	  run=ablation-$(SEED)-$$(echo $$name | tr ' ' '-'); \
-	  grep -qsE '^(not )?solved' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(SMALL) --seed $(SEED) $$flags \
-	    --run $$run --resume > runs/$$run.log || exit 1; \
-	  echo "$$name |$$paper|" $$(awk '/^ +[0-9]+  +[0-9.]+  +/ {print $$3}' runs/$$run.log); \
+	  grep -qsE '^(not )?solved' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(RECIPE) --seed $(SEED) \
+	    $$flags --run $$run --resume > runs/$$run.log || exit 1; \
+	  echo "$$name |$$paper|" $$(awk '/^ +[0-9]+  +[0-9.]+  +/ {print $$2; head = $$4} END {print "|", head}' \
+	    runs/$$run.log); \
 	done
 
 bench: $(READY)          ## steps/s of the presets that a laptop can run

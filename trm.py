@@ -24,7 +24,6 @@ import signal
 import sys
 import threading
 import time
-import zipfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -46,7 +45,7 @@ class Config:
     size: int = 9  # cells on a side of the grid; ARC: of the largest grids
     data: str = ""  # folder with train.csv and test.csv or ARC's files; empty: built-in puzzles
     train_size: int = 1000  # puzzles to train on (section 5); ARC: all
-    test_size: int = 0  # unseen puzzles to evaluate on, the first ones; 0: all, 1000 built-in ones
+    test_size: int = 0  # unseen puzzles to evaluate on; 0: all of the file, or 1000 built-in ones
     min_path: int = 110  # mazes: the shortest path has more moves than this
     sets: str = "training,concept,evaluation"  # ARC: the test pairs of the last set are unseen
     augmentations: int = 1000  # ARC: copies of each task, each an identity of its own (section 5)
@@ -66,7 +65,7 @@ class Config:
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance that a slot must first have 2 to N_sup steps (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published, or as in Figure 3
-    recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM's, HRM's, ...
+    recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM, HRM, Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
     steps: int = 65_000  # optimizer steps, 0: only tell the sizes; for eval and solve: N_eval
@@ -83,10 +82,10 @@ class Config:
     augment: int = 1  # symmetric copies of each puzzle
     rollouts: int = 1  # tries of each copy, told apart by noise
     noise: float = 0.0  # standard deviation of what is added to z before each step
-    pick: Literal["vote", "q"] = "vote"  # which copy answers: most votes, highest halting logit
+    pick: Literal["vote", "q"] = "vote"  # which copy answers: by most votes, or by the highest q
     # The machine
     seed: int = 0  # of the training puzzles, the weights and the training
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: the faster
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the faster for training
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next
     save_every: int = 1000  # steps from one checkpoint and look at unseen puzzles to the next
@@ -110,15 +109,15 @@ class Config:
 SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, loss="softmax", batch=64, steps=5000)
 SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
 SHORT = {"N_sup": 8, "N_start": 0.25, "N_eval": 32, "lr_final": 0.1}  # few steps at first
-HRM = Config(mixing="attention", n_layers=4, networks=2, prefix=1, n=2, T=2, ema=0.0)
-HRM = replace(HRM, recursion="one_step", q_learning=True)
+HRM = {"mixing": "attention", "n_layers": 4, "networks": 2, "n": 2, "T": 2}
+HRM.update(recursion="one_step", q_learning=True, ema=0.0)
 ARC = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1)
 ARC = replace(ARC, augment=1001)
 SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
 PRESETS = {
     "sudoku": Config(),
     "sudoku-att": Config(mixing="attention"),
-    "sudoku-hrm": HRM,
+    "sudoku-hrm": Config(**HRM, prefix=1),
     "sudoku-fast": Config(**SHORT, loss="softmax", lr=4e-4, steps=30_000),  # a guess, never tried
     "sudoku-small": replace(SMALL, **SHORT, ema=0.997, steps=7000),
     "sudoku-6x6": replace(SMALL, size=6, N_sup=8, lr=4e-3, weight_decay=1.0, steps=1000),
@@ -228,6 +227,7 @@ class TRM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32  # of y and z
+        self.recursion = globals()[f"{cfg.recursion}_recursion"]  # latent_recursion, or another
         self.S = cfg.prefix + L
         self.tokens = nn.Embedding(V, cfg.D)
         trunc_normal_(self.tokens.weight.data, std=cfg.D**-0.5)
@@ -260,10 +260,8 @@ class TRM(nn.Module):
         return y, z
 
     def heads(self, y):
-        """The logits of the answer [B, L, V] and of "the answer is right" [B, 2], both float32."""
-        logits = self.output_head(y[:, self.cfg.prefix :]).float()
-        q = self.q_head(y[:, 0].float())
-        return logits, q
+        """Logits, float32: of the answer [B, L, V]; of "it is right" and "continue" [B, 2]."""
+        return self.output_head(y[:, self.cfg.prefix :]).float(), self.q_head(y[:, 0].float())
 
 
 # ---- The recursion (Figure 3, sections 4.1 and 4.2). x, y and z are [B, S, D]. -------------------
@@ -299,7 +297,7 @@ def stablemax_cross_entropy(logits, labels):
 
 
 def is_right(answers, labels):
-    """Are the answers [..., L] the labels? A cell labelled 0 does not count, one at least must."""
+    """Are the answers [..., L] the labels? Cells labelled 0 do not count, one at least must."""
     counts = labels != 0
     return ((answers == labels) | ~counts).all(-1) & counts.any(-1)
 
@@ -323,7 +321,7 @@ def losses(logits, q, labels, kind):
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
-    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: simple, and never waits
+    inputs, labels, ids = task.draw(model.cfg.batch)  # for all slots: no wait for the device
     y, z = model.initial_state(model.cfg.batch)
     steps = torch.zeros_like(ids)
     fresh = {"inputs": inputs, "labels": labels, "ids": ids, "y": y, "z": z, "steps": steps}
@@ -341,8 +339,7 @@ def certainty(q, cfg):
 
 
 def halting(certain, steps, N_sup, explore):
-    """Which slots halt [B]: those that are sure, or that have had N_sup steps."""
-    # With probability `explore` a slot may not halt before a random number of steps.
+    """Which slots halt [B]: those at N_sup, and sure ones, a few after a random minimum."""
     minimum = torch.randint_like(steps, 2, max(N_sup, 2) + 1)
     minimum = torch.where(torch.rand_like(certain) < explore, minimum, 0)
     return (steps >= N_sup) | ((certain > 0) & (steps >= minimum))
@@ -357,7 +354,7 @@ def update_ema(ema, model):
 
 
 def schedule(cfg, step):
-    """The learning rate as a share of the highest: linear warm-up, then linear fall."""
+    """The learning rate as a share of the highest: linear warm-up times linear fall."""
     return min(1, (step + 1) / cfg.warmup) * (1 - (1 - cfg.lr_final) * step / cfg.steps)
 
 
@@ -369,8 +366,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     steps = slots["steps"] + 1
     vectors = model.puzzles[slots["ids"]].requires_grad_()  # [B, D]
     x = model.embed(slots["inputs"], vectors)
-    recursion = globals()[f"{cfg.recursion}_recursion"]  # the function of that name
-    (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"], recursion)
+    (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"], model.recursion)
     answer_loss, halting_loss, right = losses(logits, q, slots["labels"], cfg.loss)
     if cfg.q_learning:
         target = continue_target(model, x, y, z, steps >= N_sup)
@@ -380,7 +376,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     optimizer.param_groups[0]["lr"] = cfg.lr * schedule(cfg, step)
     optimizer.step()
     optimizer.zero_grad()
-    if cfg.prefix > 0:  # sign-SGD, of the puzzle embeddings in the batch only
+    if cfg.prefix > 0:  # sign-SGD on the puzzle embeddings in the batch
         lr = cfg.puzzle_lr * schedule(cfg, step)
         ids = slots["ids"]
         same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
@@ -390,7 +386,7 @@ def train_step(model, ema, optimizer, slots, task, step):
 
     halted = halting(certainty(q, cfg), steps, N_sup, cfg.explore)
     slots.update(y=y, z=z, steps=steps, halted=halted)
-    names = ["loss", "answer loss", "halting loss", "solved", "halted"]
+    names = ["loss", "answer loss", "halting loss", "exact", "halted"]
     values = [loss, answer_loss, halting_loss, right, halted]
     return slots, {name: value.detach().float().mean() for name, value in zip(names, values)}
 
@@ -426,8 +422,8 @@ def multi_z_recursion(model, x, y, z):
 
 @torch.no_grad()
 def continue_target(model, x, y, z, last):
-    """HRM's target of "continue" [B]: the better q of the next step; of "halt" if `last` [B]."""
-    _, _, q = deep_recursion(model, x, y, z, globals()[f"{model.cfg.recursion}_recursion"])
+    """HRM's target for "continue" [B]: the next step's higher q, or its "halt" where `last`."""
+    _, _, q = deep_recursion(model, x, y, z, model.recursion)
     return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
 
 
@@ -447,28 +443,28 @@ def think(model, task, puzzles):
     y, z = model.initial_state(len(inputs))
     rows = torch.arange(len(inputs), device=inputs.device)  # of the copies that still think
     answers = torch.zeros_like(inputs)
-    certain = torch.zeros(len(inputs), device=inputs.device)
+    halt = torch.zeros(len(inputs), device=inputs.device)
     for _ in range(cfg.N_eval):
         if cfg.noise > 0:
             z = z + cfg.noise * torch.randn_like(z)
-        (y, z), logits, q = deep_recursion(model, x, y, z, globals()[f"{cfg.recursion}_recursion"])
+        (y, z), logits, q = deep_recursion(model, x, y, z, model.recursion)
         before = answers[rows]
         answers[rows] = logits.argmax(-1)
-        certain[rows] = certainty(q, cfg)
-        found, q = undo(answers).view(P, -1, L), certain.view(P, -1)
+        halt[rows] = q[:, 0]
+        found, logit = undo(answers).view(P, -1, L), halt.view(P, -1).clone()
         if found.shape[1] > 1:
-            ranked = [vote(*copies, cfg.pick) for copies in zip(found.cpu(), q.cpu())]
-            found, q = (torch.stack(parts).to(inputs.device) for parts in zip(*ranked))
-        yield found, q
+            ranked = [vote(*copies, cfg.pick) for copies in zip(found.cpu(), logit.cpu())]
+            found, logit = (torch.stack(parts).to(inputs.device) for parts in zip(*ranked))
+        yield found, logit
         if not cfg.all_steps:
-            stay = (answers[rows] != before).any(1) | (certain[rows] <= 0)
+            stay = (answers[rows] != before).any(1) | (certainty(q, cfg) <= 0)
             rows, x, y, z = rows[stay], x[stay], y[stay], z[stay]
         if len(rows) == 0:
             break
 
 
 def vote(answers, q, pick):
-    """The distinct ones of answers [C, L], best first by votes or by q [C]; again, up to C."""
+    """The distinct ones of answers [C, L], best first, and their q; padded with the best to C."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
     groups = [q[which == k] for k in range(len(distinct))]  # the logits of equal answers
     keys = [group.max().item() for group in groups]
@@ -482,7 +478,7 @@ def vote(answers, q, pick):
 def evaluate(model, task, puzzles):
     """After each step: exact? solved? q right? rank [4, N_eval, N]; two best answers [N, 2, L]."""
     cfg = model.cfg
-    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # without gradient more fit
+    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # more fit without gradient
     scores, attempts = [], []
     with torch.random.fork_rng():  # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
@@ -497,7 +493,7 @@ def evaluate(model, task, puzzles):
                 steps.append(torch.stack([right[:, 0], solved, head_right, rank]))
             steps += steps[-1:] * (cfg.N_eval - len(steps))  # all were at rest
             scores.append(torch.stack(steps, 1).cpu())
-            attempts.append(answers[:, :2].expand(-1, 2, -1).cpu())
+            attempts.append(answers[:, :2].expand(-1, 2, -1).byte().cpu())
     return torch.cat(scores, 2), torch.cat(attempts)
 
 
@@ -507,9 +503,7 @@ def print_evaluation(model, task):
     scores, attempts = evaluate(model, task, task.test)
     speed = len(task.test) / (time.perf_counter() - began)
     known = (task.test.labels > 0).any(1).cpu()
-    print(
-        f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:.3g} a second"
-    )
+    print(f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:.3g}/s")
     columns = dict(zip(["exact", "solved", "head right"], scores[:3, :, known].mean(2)))
     print("% right after step", *columns, sep="  ")
     for step in range(1, model.cfg.N_eval + 1):
@@ -539,14 +533,12 @@ def solve(model, task, puzzle, svg=None):
 def load(path):
     """The content of a checkpoint; code in it is not run. Raises ValueError."""
     try:
-        if zipfile.ZipFile(path).testzip():
-            raise ValueError("a checksum is wrong")
         content = dict(torch.load(path, weights_only=True, map_location="cpu"))
         if "config" in content:
             content["config"] = Config(**content["config"])
         return content
     except Exception as error:  # files are damaged in many ways
-        raise ValueError(f"{path} is no checkpoint of this version of trm.py: {error}") from None
+        raise ValueError(f"{path} is not readable as a checkpoint: {error}") from None
 
 
 PUBLISHED_NAMES = {
@@ -570,7 +562,9 @@ def load_published(weights, L=81, V=11, **changes):
         weights = {name.replace(theirs, ours): weight for name, weight in weights.items()}
     if not {"y_init", "puzzles", "nets.0.0.mlp.down.weight"} <= weights.keys():
         raise ValueError("neither a checkpoint of trm.py nor one of the published code")
-    cfg = HRM if "nets.1.0.mlp.down.weight" in weights else Config(prefix=16)
+    cfg = Config(prefix=16)
+    if "nets.1.0.mlp.down.weight" in weights:
+        cfg = PRESETS["sudoku-hrm"]
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
     n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
     sizes = {"D": len(weights["y_init"]), "n_layers": n_layers, "mixing": mixing}
@@ -581,7 +575,7 @@ def load_published(weights, L=81, V=11, **changes):
 
 # ---- Training ------------------------------------------------------------------------------------
 def build(cfg, device, saved=None):
-    """The puzzles, and what is kept of a run: new, or as a checkpoint has it."""
+    """The task and the state of a run: new, or from a checkpoint."""
     task = data.TASKS[cfg.task](cfg, device)
     task.compare(saved["fingerprint"] if saved else task.fingerprint)
     torch.manual_seed(cfg.seed)
@@ -653,20 +647,21 @@ def train(cfg, path, task, run, signals=()):
         if sys.stdout.isatty():  # one line, which the next one replaces
             line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        table = [rows[0], *[row.values() for row in rows]]  # the names, then the values
+        table = [list(row), *[row.values() for row in rows]]  # the names, then the values
         content = "\n".join(",".join(map(str, line)) for line in table)
         data.replace_file(path.with_name("log.csv"), content.encode())
         if saves:
             run.update(slots=slots, step=step)
             save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
-    return stop
+    return max(signals, default=0)
 
 
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
     """The command line; every field of Config is a flag, its comment the help text."""
-    parser = argparse.ArgumentParser(prog="trm.py", allow_abbrev=False)
+    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]"
+    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "eval", "solve"])
     parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a checkpoint")
     parser.add_argument("puzzle", nargs="?", help="solve: a puzzle in one line, or an ARC task")
@@ -681,12 +676,14 @@ def parse(argv):
             group = parser.add_argument_group(title)
             continue
         kind = Config.__annotations__[name]
-        options = {"choices": get_args(kind)} if get_args(kind) else {"type": kind}
+        options = {"type": kind, "metavar": "value"}
+        if get_args(kind):
+            options = {"choices": get_args(kind)}
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
-        names = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-        help = f"{comment} [{getattr(Config, name)}]"
-        group.add_argument(*names, default=argparse.SUPPRESS, help=help, **options)
+        group.add_argument(f"--{name}", help=f"{comment} [{getattr(Config, name)}]", **options)
+        if "_" in name:
+            parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
     return parser.parse_intermixed_args(argv)
 
 
@@ -701,7 +698,9 @@ def run_training(args, changes, device):
     if cfg.steps == 0:
         return 0
     if cfg.dtype == "auto":
-        is_fast = torch.cuda.is_bf16_supported(False) or torch.cpu._is_avx512_bf16_supported()
+        is_fast = torch.cpu._is_avx512_bf16_supported()
+        if device.type == "cuda":
+            is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
         cfg = replace(cfg, dtype="bfloat16" if is_fast else "float32")
     path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
     if path.exists() and not args.overwrite:
@@ -715,9 +714,8 @@ def run_training(args, changes, device):
     task, run = build(cfg, device, saved)
     if saved and saved["fingerprint"] != task.fingerprint:
         raise ValueError("the training puzzles are not those that the run began with")
-    lr = cfg.lr * schedule(cfg, run["step"])
     print(f"{len(task.train)} training and {len(task.test)} unseen puzzles; {device}, {cfg.dtype}")
-    print(f"from step {run['step']} with learning rate {lr:.2g}")
+    print(f"from step {run['step']}, learning rate {cfg.lr * schedule(cfg, run['step']):.2g}")
     path.parent.mkdir(parents=True, exist_ok=True)
     signals = []
     handle_signals(lambda number, frame: signals.append(number))
@@ -735,7 +733,7 @@ def run_model(args, changes, device):
     """Evaluate a model, or let it solve a puzzle. Returns the exit status."""
     if "steps" in changes:
         changes["N_eval"] = changes.pop("steps")
-    path = Path("runs") / args.name / "checkpoint.pt"
+    path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
     path = Path(args.name) if Path(args.name).is_file() else path
     saved = load(path)
     cfg = replace(saved.get("config", Config()), **changes)
@@ -750,7 +748,7 @@ def run_model(args, changes, device):
     if args.command == "eval":
         print_evaluation(model, task)
     else:
-        puzzle = task.test[[time.time_ns() % len(task.test)]]
+        puzzle = task.test[[time.time_ns() % len(task.test)]]  # another one each time
         if args.puzzle:
             puzzle = task.parse(args.puzzle)
         solve(model, task, puzzle, args.svg)
@@ -761,14 +759,16 @@ def main(argv=None):
     """Run a command. Returns its exit status; a mistake of the user's becomes one line, and 2."""
     try:
         args = parse(argv)
-        changes = {name: value for name, value in vars(args).items() if hasattr(Config, name)}
+        changes = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         run = run_training if args.command == "train" else run_model
         return run(args, changes, device)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("state_dict|memory", str(error)):
+        if isinstance(error, RuntimeError) and not re.search(
+            "state_dict|out of memory|allocate memory", str(error)
+        ):
             raise
         print("trm.py:", " ".join(str(error).split())[:400], file=sys.stderr)
         return 2
