@@ -947,6 +947,8 @@ def test_the_readme_is_true():
     targets = re.findall(r"^([a-z][\w-]*):(?!=)", (HERE / "Makefile").read_text(), re.M)
     named = re.findall(r"(?:`|^ *)make ([a-z][\w-]*)", README, re.M)
     assert named and set(named) <= set(targets)
+    for module, name in re.findall(r"`(trm|data)\.(\w+)", README):
+        assert name == "py" or hasattr({"trm": trm, "data": data}[module], name), name
     for command in re.findall(r"python trm\.py ((?:train|eval|solve)[^\n#`|]*)", README):
         args = trm.parse(shlex.split(command))
         assert args.command != "train" or args.name in trm.PRESETS, command
