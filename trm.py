@@ -64,14 +64,14 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance that a slot must first have 2 to N_sup steps (section 2.5)
-    loss: Literal["stablemax", "softmax"] = "stablemax"  # as published, or as in Figure 3
+    loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM, HRM, Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
     steps: int = 65_000  # optimizer steps, 0: only tell the sizes; for eval and solve: N_eval
     batch: int = 768  # puzzles in a step
     lr: float = 1e-4  # learning rate of AdamW
-    lr_final: float = 1.0  # share of it that is left at the end; 1: constant, as published
+    lr_final: float = 1.0  # share of lr that is left at the end; 1: constant, as published
     warmup: int = 2000  # steps of linear warm-up
     weight_decay: float = 1.0  # decoupled weight decay
     puzzle_lr: float = 1e-2  # learning rate of the puzzle embeddings
@@ -79,7 +79,7 @@ class Config:
     # Evaluation
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
     all_steps: bool = False  # go on with an answer that the halting head is sure of
-    augment: int = 1  # symmetric copies of each puzzle
+    augment: int = 1  # symmetric copies of each puzzle, which vote
     rollouts: int = 1  # tries of each copy, told apart by noise
     noise: float = 0.0  # standard deviation of what is added to z before each step
     pick: Literal["vote", "q"] = "vote"  # which copy answers: by most votes, or by the highest q
@@ -663,12 +663,12 @@ def train(cfg, path, task, run, signals=()):
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
     """The command line; every field of Config is a flag, its comment the help text."""
-    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]"
+    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: the paper's values"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "eval", "solve"])
     parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a checkpoint")
     parser.add_argument("puzzle", nargs="?", help="solve: a puzzle in one line, or an ARC task")
-    parser.add_argument("--run", help="train: name of the run, in place of the preset's")
+    parser.add_argument("--run", help="name of the run, in place of the preset's")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
     either.add_argument("--overwrite", action="store_true", help="train: replace the run")
