@@ -114,7 +114,7 @@ HRM.update(recursion="one_step", q_learning=True, ema=0.0)
 ARC = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1)
 ARC = replace(ARC, augment=1001)
 SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
-# Attention wants 4 heads and one step of thinking at first; HRM a lower rate, else it never begins.
+# Attention wants 4 heads and, at first, one step of thinking; HRM half the rate and a slow start.
 SIX = replace(SMALL, size=6, mixing="attention", heads=4, N_sup=8, N_start=0.125)
 PRESETS = {
     "sudoku": Config(),
@@ -124,7 +124,7 @@ PRESETS = {
     "sudoku-small": replace(SMALL, **SHORT, ema=0.997, steps=7000),
     "sudoku-6x6": replace(SMALL, size=6, N_sup=8, lr=4e-3, weight_decay=1.0, steps=1000),
     "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=2500),
-    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=1e-3, warmup=300, batch=32, steps=4000),
+    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, batch=32, steps=3500),
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125),
     "arc1": ARC,
