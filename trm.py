@@ -492,8 +492,7 @@ def evaluate(model, task, puzzles):
                 right = is_right(answers, part.labels[:, None])  # [P, C]
                 solved = task.obeys(part, answers[:, 0])
                 rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
-                head_right = (q[:, 0] > 0) == right[:, 0]
-                steps.append(torch.stack([right[:, 0], solved, head_right, rank]))
+                steps.append(torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank]))
             steps += steps[-1:] * (cfg.N_eval - len(steps))  # all were at rest
             scores.append(torch.stack(steps, 1).cpu())
             attempts.append(answers[:, :2].expand(-1, 2, -1).byte().cpu())
@@ -541,7 +540,7 @@ def load(path):
             content["config"] = Config(**content["config"])
         return content
     except Exception as error:  # files are damaged in many ways
-        raise ValueError(f"{path} is not readable as a checkpoint: {error}") from None
+        raise ValueError(f"{path} is not readable as a checkpoint: {error!s:.90}") from None
 
 
 PUBLISHED_NAMES = {
@@ -642,15 +641,16 @@ def train(cfg, path, task, run, signals=()):
         if step % cfg.save_every == 0:
             scores, _ = evaluate(watched, task, task.test[:256])
             unseen = scores[0, -1].mean().item()  # exact, after the last step
-        row = {"step": step, "steps/s": rate, "minutes left": (cfg.steps - step) / rate / 60}
-        row.update(zip(report, means), unseen=unseen)
+        left = (cfg.steps - step) / rate / 60
+        row = {"step": step, "unseen": unseen, "steps/s": rate, "minutes left": left}
+        row.update(zip(report, means))
         rows.append(row)
         values = [f"{name} {value:.3g}" for name, value in row.items() if name != "step"]
         line = "  ".join([f"step {step} of {cfg.steps}", *values])
         if sys.stdout.isatty():  # one line, which the next one replaces
             line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        table = [list(row), *[row.values() for row in rows]]  # the names, then the values
+        table = [row, *[row.values() for row in rows]]  # the names, then the values
         content = "\n".join(",".join(map(str, line)) for line in table)
         data.replace_file(path.with_name("log.csv"), content.encode())
         if saves:
