@@ -398,6 +398,11 @@ def test_hrm_halts_where_that_is_worth_more_than_going_on():
         model.q_head.bias.data = torch.tensor(values)
         target = trm.continue_target(model, x, y, z, torch.tensor([True, False] * 2))
         close(target, torch.tensor([values[0], max(values)] * 2).sigmoid())
+        task = data.Sudoku(
+            model.cfg, "cpu"
+        )  # what is reported is the first logit, not the difference
+        _, logit = next(trm.think(model, task, task.test[:4]))
+        close(logit, [[values[0]]] * 4)
         slots, _ = trm.train_step(model, *learner(model), None, drawn(), 0)
         assert slots["halted"].tolist() == [sure] * 8
 
@@ -515,6 +520,17 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
     assert run("eval sudoku-6x6 --rollouts 5 --noise 0.3 --steps 9") == 0
     assert re.search("\n +1 .*\n +2 .*\n +4 .*\n +8 .*\n +9 ", capsys.readouterr().out)
     assert run(f"{TRAIN} --overwrite") == 0 and path.read_bytes() != before
+
+
+def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monkeypatch):
+    shares = torch.tensor([0.25, 0.5, 0.75, 0.0])  # exact, solved, head right, rank
+    fake = shares[:, None, None].expand(4, 16, 20), torch.zeros(20, 2, 36)
+    monkeypatch.setattr(trm, "evaluate", lambda *_: fake)
+    assert run(f"{TRAIN} --save_every 2 --run named") == 0
+    names, *rows = Path("runs/named/log.csv").read_text().splitlines()
+    assert rows[0].split(",")[names.split(",").index("unseen")] == "0.25"
+    assert run("eval sudoku-6x6 --run named") == 0
+    assert run("eval sudoku-6x6") == 2  # that one was never trained
 
 
 def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
