@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -94,15 +94,15 @@ class Config:
         may_be_0 = ["test_size", "min_path", "augmentations", "prefix", "steps", "seed"]
         highest = {"networks": 2, "N_start": 1, "explore": 1, "ema": 1}
         self.data = self.data and str(Path(self.data).resolve())
-        for field in fields(self):
-            value = getattr(self, field.name)
-            choices = data.TASKS if field.name == "task" else get_args(field.type)
+        for name, value in vars(self).items():
+            kind = Config.__annotations__[name]
+            choices = data.TASKS if name == "task" else get_args(kind)
             if choices and value not in choices:
-                raise ValueError(f"--{field.name} {value}: must be one of {', '.join(choices)}")
-            low = int(field.type is int and field.name not in may_be_0)
-            high = highest.get(field.name, 10**9)
-            if field.type in (int, float) and not low <= value <= high:
-                raise ValueError(f"--{field.name} {value}: must be from {low} to {high}")
+                raise ValueError(f"--{name} {value}: must be one of {', '.join(choices)}")
+            low = int(kind is int and name not in may_be_0)
+            high = highest.get(name, 10**9)
+            if kind in (int, float) and not low <= value <= high:
+                raise ValueError(f"--{name} {value}: must be from {low} to {high}")
 
 
 # For a laptop: narrow, no recursion without gradient, a short average for a short run.
@@ -134,21 +134,22 @@ PRESETS = {
 
 
 # ---- The network (Figure 1, sections 4.3 to 4.5) -------------------------------------------------
-def trunc_normal_(tensor, std):
+def trunc_normal_(tensor, std=1.0):
     """Fill with a normal distribution cut at two sigma; std is the deviation after the cut."""
     sigma = std / 0.87962566103423978  # a unit normal that is cut at +-2 deviates by this
     return nn.init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma)
 
 
 class Linear(nn.Linear):
-    """A linear map without bias. Its weight stays float32 and is cast to the dtype of the input."""
+    """A linear map, without bias, of the channels (dim -1) or of the positions (dim 1)."""
 
     def __init__(self, d_in, d_out):
         super().__init__(d_in, d_out, bias=False)
         trunc_normal_(self.weight.data, std=d_in**-0.5)
 
-    def forward(self, h):
-        return F.linear(h, self.weight.to(h.dtype))
+    def forward(self, h, dim=-1):  # [B, S, D]
+        weight = self.weight.to(h.dtype)  # its own dtype stays float32
+        return weight @ h if dim == 1 else F.linear(h, weight)
 
 
 def norm(h, dim):
@@ -169,11 +170,8 @@ class SwiGLU(nn.Module):
         self.down = Linear(inner, width)
 
     def forward(self, h):  # [B, S, D]
-        if self.dim == 1:  # W @ h in place of h @ W.T: nothing is transposed
-            gate, up = (self.gate_up.weight.to(h.dtype) @ h).chunk(2, 1)
-            return self.down.weight.to(h.dtype) @ (F.silu(gate) * up)
-        gate, up = self.gate_up(h).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        gate, up = self.gate_up(h, self.dim).chunk(2, self.dim)
+        return self.down(F.silu(gate) * up, self.dim)
 
 
 class Attention(nn.Module):
@@ -182,7 +180,7 @@ class Attention(nn.Module):
     def __init__(self, S, cfg):
         super().__init__()
         head_dim = cfg.D // cfg.heads
-        if cfg.D != head_dim * cfg.heads or head_dim % 2 == 1:
+        if cfg.D % (2 * cfg.heads) > 0:
             raise ValueError(f"--heads {cfg.heads}: D {cfg.D} must divide into heads of even size")
         self.heads = cfg.heads
         self.qkv = Linear(cfg.D, 3 * cfg.D)
@@ -243,8 +241,8 @@ class TRM(nn.Module):
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, -5.0)  # at first it never halts
         # Where y and z start: fixed, the same at every position.
-        self.register_buffer("y_init", trunc_normal_(torch.empty(cfg.D), std=1.0))
-        self.register_buffer("z_init", trunc_normal_(torch.empty(cfg.D), std=1.0))
+        self.register_buffer("y_init", trunc_normal_(torch.empty(cfg.D)))
+        self.register_buffer("z_init", trunc_normal_(torch.empty(cfg.D)))
         self.register_buffer("puzzles", torch.zeros(identities, cfg.D))  # see train_step
 
     def embed(self, inputs, vectors):
@@ -439,9 +437,8 @@ def think(model, task, puzzles):
     """
     cfg = model.cfg
     P, L = puzzles.inputs.shape
-    inputs = puzzles.inputs.repeat_interleave(cfg.rollouts, 0)
-    ids = puzzles.ids.repeat_interleave(cfg.rollouts)
-    inputs, ids, undo = task.copies(inputs, ids, cfg.augment)
+    tries = puzzles[torch.arange(P).repeat_interleave(cfg.rollouts)]
+    inputs, ids, undo = task.copies(tries.inputs, tries.ids, cfg.augment)
     x = model.embed(inputs, model.puzzles[ids])
     y, z = model.initial_state(len(inputs))
     rows = torch.arange(len(inputs), device=inputs.device)  # of the copies that still think
@@ -481,22 +478,21 @@ def vote(answers, q, pick):
 def evaluate(model, task, puzzles):
     """After each step: exact? solved? q right? rank [4, N_eval, N]; two best answers [N, 2, L]."""
     cfg = model.cfg
+    scores = torch.zeros(4, cfg.N_eval, len(puzzles))
+    attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
     size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # more fit without gradient
-    scores, attempts = [], []
     with torch.random.fork_rng():  # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
-        for first in range(0, len(puzzles), size):
-            part = puzzles[first : first + size]
-            steps = []
-            for answers, q in think(model, task, part):
+        for rows in torch.arange(len(puzzles)).split(size):
+            part = puzzles[rows]
+            for step, (answers, q) in enumerate(think(model, task, part)):
                 right = is_right(answers, part.labels[:, None])  # [P, C]
                 solved = task.obeys(part, answers[:, 0])
                 rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
-                steps.append(torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank]))
-            steps += steps[-1:] * (cfg.N_eval - len(steps))  # all were at rest
-            scores.append(torch.stack(steps, 1).cpu())
-            attempts.append(answers[:, :2].expand(-1, 2, -1).byte().cpu())
-    return torch.cat(scores, 2), torch.cat(attempts)
+                found = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
+                scores[:, step:, rows] = found[:, None].cpu()  # also of steps that will not come
+            attempts[rows] = answers[:, :2].byte().cpu()
+    return scores, attempts
 
 
 def print_evaluation(model, task):
@@ -506,12 +502,11 @@ def print_evaluation(model, task):
     speed = len(task.test) / (time.perf_counter() - began)
     known = (task.test.labels > 0).any(1).cpu()
     print(f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:.3g}/s")
-    columns = dict(zip(["exact", "solved", "head right"], scores[:3, :, known].mean(2)))
-    print("% right after step", *columns, sep="  ")
+    print("% right after step  exact  solved  head right")
     for step in range(1, model.cfg.N_eval + 1):
-        if known.any() and (step & (step - 1) == 0 or step == model.cfg.N_eval):
-            cells = [f"{100 * column[step - 1]:{len(name)}.1f}" for name, column in columns.items()]
-            print(f"{step:18}", *cells, sep="  ")
+        if known.any() and (step.bit_count() == 1 or step == model.cfg.N_eval):
+            exact, solved, head = 100 * scores[:3, step - 1, known].mean(1)
+            print(f"{step:18}  {exact:5.1f}  {solved:6.1f}  {head:10.1f}")
     task.report(attempts, scores[3, -1])
 
 
@@ -543,12 +538,11 @@ def load(path):
         raise ValueError(f"{path} is not readable as a checkpoint: {error!s:.90}") from None
 
 
-PUBLISHED_NAMES = {
+PUBLISHED_NAMES = {  # regular expressions
+    ".*inner[.]|_proj": "",
     "L_level.layers": "nets.0",
     "H_level.layers": "nets.1",
-    "mlp_t": "mix",
-    "self_attn": "mix",
-    "_proj": "",
+    "mlp_t|self_attn": "mix",
     "embed_tokens.embedding_weight": "tokens.weight",
     "puzzle_emb.weights": "puzzles",
     "lm_head": "output_head",
@@ -559,18 +553,16 @@ PUBLISHED_NAMES = {
 
 def load_published(weights, L=81, V=11, **changes):
     """A TRM of published weights; n, T, heads and prefix are the paper's, or in `changes`."""
-    weights = {name.split("inner.")[-1]: weight for name, weight in weights.items()}
     for theirs, ours in PUBLISHED_NAMES.items():
-        weights = {name.replace(theirs, ours): weight for name, weight in weights.items()}
+        weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     if not {"y_init", "puzzles", "nets.0.0.mlp.down.weight"} <= weights.keys():
         raise ValueError("neither a checkpoint of trm.py nor one of the published code")
-    cfg = Config(prefix=16)
-    if "nets.1.0.mlp.down.weight" in weights:
-        cfg = PRESETS["sudoku-hrm"]
+    is_hrm = "nets.1.0.mlp.down.weight" in weights
+    cfg = PRESETS["sudoku-hrm"] if is_hrm else Config(prefix=16)
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
     n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
-    sizes = {"D": len(weights["y_init"]), "n_layers": n_layers, "mixing": mixing}
-    model = TRM(replace(cfg, **{**sizes, **changes}), L, V, len(weights["puzzles"]))
+    cfg = replace(cfg, D=len(weights["y_init"]), n_layers=n_layers, mixing=mixing)
+    model = TRM(replace(cfg, **changes), L, V, len(weights["puzzles"]))
     model.load_state_dict(weights)  # raises RuntimeError where sizes differ, naming both
     return model
 
@@ -615,7 +607,7 @@ def handle_signals(handler):
 
 
 def train(cfg, path, task, run, signals=()):
-    """Train until the end or a signal, which is returned. Writes `path`, and log.csv beside it."""
+    """Train until the end or a signal. Writes `path`, and log.csv beside it."""
     model, ema, optimizer, slots, step, rows = run.values()
     if cfg.compile:
         torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
@@ -623,27 +615,26 @@ def train(cfg, path, task, run, signals=()):
             net.compile(dynamic=False)
     watched = copy.copy(ema)  # the same weights; a look at unseen puzzles takes one try
     watched.cfg = replace(cfg, augment=1, rollouts=1)
-    stop = 0
+    stop = False
     unseen = rows[-1]["unseen"] if rows else math.nan
     recent, began = [], time.perf_counter()
     while step < cfg.steps and not stop:
         slots, report = train_step(model, ema, optimizer, slots, task, step)
         step += 1
         recent.append(torch.stack(list(report.values())))
-        stop = max(signals, default=0)
+        stop = bool(signals)
         saves = stop or step == cfg.steps or step % cfg.save_every == 0
         if not saves and step % cfg.log_every > 0:
             continue
-        means = torch.stack(recent).mean(0).tolist()  # waits for the device
-        if not math.isfinite(means[0]):
-            raise ValueError(f"the loss is {means[0]} at step {step}: lower --lr")
+        means = dict(zip(report, torch.stack(recent).mean(0).tolist()))  # waits for the device
+        if not math.isfinite(means["loss"]):
+            raise ValueError(f"the loss is {means['loss']} at step {step}: lower --lr")
         rate = len(recent) / (time.perf_counter() - began)
         if step % cfg.save_every == 0:
             scores, _ = evaluate(watched, task, task.test[:256])
             unseen = scores[0, -1].mean().item()  # exact, after the last step
         left = (cfg.steps - step) / rate / 60
-        row = {"step": step, "unseen": unseen, "steps/s": rate, "minutes left": left}
-        row.update(zip(report, means))
+        row = {"step": step, "unseen": unseen, "steps/s": rate, "minutes left": left, **means}
         rows.append(row)
         values = [f"{name} {value:.3g}" for name, value in row.items() if name != "step"]
         line = "  ".join([f"step {step} of {cfg.steps}", *values])
@@ -657,7 +648,6 @@ def train(cfg, path, task, run, signals=()):
             run.update(slots=slots, step=step)
             save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
-    return max(signals, default=0)
 
 
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
@@ -678,20 +668,19 @@ def parse(argv):
         if title:
             group = parser.add_argument_group(title)
             continue
-        kind = Config.__annotations__[name]
-        options = {"type": kind, "metavar": "value"}
-        if get_args(kind):
-            options = {"choices": get_args(kind)}
-        if kind is bool:
+        default = getattr(Config, name)
+        choices = "|".join(get_args(Config.__annotations__[name]))
+        options = {"type": type(default), "metavar": choices or "value"}
+        if type(default) is bool:
             options = {"action": argparse.BooleanOptionalAction}
-        group.add_argument(f"--{name}", help=f"{comment} [{getattr(Config, name)}]", **options)
+        group.add_argument(f"--{name}", help=f"{comment} [{default}]", **options)
         if "_" in name:
             parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
     return parser.parse_intermixed_args(argv)
 
 
-def run_training(args, changes, device):
-    """Train a preset, or go on with a run, and evaluate it. Returns the exit status."""
+def run_training(args, path, changes, device):
+    """Train a preset, or go on with a run, and evaluate it. Returns 128 + a signal, if one came."""
     if args.name not in PRESETS:
         raise ValueError(f"unknown preset {args.name}; there are {', '.join(PRESETS)}")
     cfg, saved = replace(PRESETS[args.name], **changes), None
@@ -699,13 +688,12 @@ def run_training(args, changes, device):
     depth = cfg.T * (cfg.n + 1) * cfg.n_layers
     print(f"depth {depth}, {1 + cfg.q_learning} forward passes, {parameters:,} parameters")
     if cfg.steps == 0:
-        return 0
+        return
     if cfg.dtype == "auto":
         is_fast = torch.cpu._is_avx512_bf16_supported()
         if device.type == "cuda":
             is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
         cfg = replace(cfg, dtype="bfloat16" if is_fast else "float32")
-    path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
     if path.exists() and not args.overwrite:
         if not args.resume:
             raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
@@ -722,23 +710,20 @@ def run_training(args, changes, device):
     path.parent.mkdir(parents=True, exist_ok=True)
     signals = []
     handle_signals(lambda number, frame: signals.append(number))
-    stop = train(cfg, path, task, run, signals)
+    train(cfg, path, task, run, signals)
     handle_signals(signal.default_int_handler)
-    if stop:
+    if signals:
         print(f"\nstopped and saved {path}; the same command with --resume goes on")
-        return 128 + stop
+        return 128 + max(signals)
     print_evaluation(run["ema"], task)
     solve(run["ema"], task, task.test[:1])
-    return 0
 
 
-def run_model(args, changes, device):
-    """Evaluate a model, or let it solve a puzzle. Returns the exit status."""
+def run_model(args, path, changes, device):
+    """Evaluate a model, or let it solve a puzzle."""
     if "steps" in changes:
         changes["N_eval"] = changes.pop("steps")
-    path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
-    path = Path(args.name) if Path(args.name).is_file() else path
-    saved = load(path)
+    saved = load(Path(args.name) if Path(args.name).is_file() else path)
     cfg = replace(saved.get("config", Config()), **changes)
     if "config" in saved:
         task, run = build(cfg, device, saved)
@@ -755,17 +740,17 @@ def run_model(args, changes, device):
         if args.puzzle:
             puzzle = task.parse(args.puzzle)
         solve(model, task, puzzle, args.svg)
-    return 0
 
 
 def main(argv=None):
-    """Run a command. Returns its exit status; a mistake of the user's becomes one line, and 2."""
+    """Run a command. Returns its exit status, None for 0; a user's mistake is one line, and 2."""
     try:
         args = parse(argv)
         changes = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
         run = run_training if args.command == "train" else run_model
-        return run(args, changes, device)
+        return run(args, path, changes, device)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
