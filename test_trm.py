@@ -125,7 +125,6 @@ def tokens(task, *texts):
 # loss,q: total, of the answer, halting logits. logits: of puzzle 1, cell 7. y,z: of puzzle 2,
 # position 9, first four channels. Norms of gradients: of layer 0 of f_L (mlp down, gate_up, mix
 # down or o, gate_up or qkv), tokens, output head, halting head, puzzle embeddings.
-
 FIGURES = """
 mlp 1 loss,q 2.875254 2.232692 0.8457564 -0.6336314 2.112629
 mlp 1 logits 0.51022 1.265357 0.6391297 -0.657805 -1.658691 -1.496869 0.2818801 1.382368
@@ -398,11 +397,9 @@ def test_hrm_halts_where_that_is_worth_more_than_going_on():
         model.q_head.bias.data = torch.tensor(values)
         target = trm.continue_target(model, x, y, z, torch.tensor([True, False] * 2))
         close(target, torch.tensor([values[0], max(values)] * 2).sigmoid())
-        task = data.Sudoku(
-            model.cfg, "cpu"
-        )  # what is reported is the first logit, not the difference
+        task = data.Sudoku(model.cfg, "cpu")
         _, logit = next(trm.think(model, task, task.test[:4]))
-        close(logit, [[values[0]]] * 4)
+        close(logit, [[values[0]]] * 4)  # what is reported is the first logit, not the difference
         slots, _ = trm.train_step(model, *learner(model), None, drawn(), 0)
         assert slots["halted"].tolist() == [sure] * 8
 
@@ -547,9 +544,7 @@ def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
     assert run("eval a/checkpoint.pt") == 0
 
 
-def test_checkpoints_that_are_damaged_hold_code_or_are_of_another_version_are_refused(
-    capsys, monkeypatch
-):
+def test_checkpoints_that_are_damaged_or_hold_code_are_refused(capsys, monkeypatch):
     assert run(f"{TRAIN} --run a --D 4") == 0
     whole = trm.load("runs/a/checkpoint.pt")
     good = np.fromfile("runs/a/checkpoint.pt", np.uint8)
@@ -576,6 +571,37 @@ def shell(arguments, **environment):
     command = [sys.executable, *shlex.split(arguments)]
     environment = {**os.environ, "PYTHONPATH": str(HERE), **environment}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def several_steps(B, rank):
+    """The weights after 6 steps on B of the same 8 grids, with puzzle embeddings."""
+    torch.manual_seed(0)
+    model = trm.TRM(tiny(batch=B, prefix=2, explore=0.0, warmup=1), 36, 8, identities=5)
+    parts = model, *learner(model)
+    slots, task = None, drawn(ids=[1, 4] * 4, rows=slice(rank * 4, rank * 4 + B))
+    for step in range(6):
+        slots, _ = trm.train_step(*parts, slots, task, step)
+    return model.state_dict()
+
+
+TWO_PROCESSES = """
+import sys, torch, test_trm, trm
+trm.main(sys.argv[1:])
+rank = torch.distributed.get_rank()
+torch.save(test_trm.several_steps(4, rank), f"rank{rank}.pt")
+"""
+
+
+def test_two_processes_equal_one_that_sees_both_batches():
+    Path("two.py").write_text(TWO_PROCESSES)
+    done = shell(f"-m torch.distributed.run --standalone --nproc_per_node 2 -- two.py {TRAIN}")
+    assert done.stdout.count("step 3 of 3") == 1, done.stderr  # only the first one speaks
+    assert run(f"{TRAIN} --steps 4 --resume") == 0  # by one process
+    first, second = torch.load("rank0.pt"), torch.load("rank1.pt")
+    one = several_steps(8, 0)
+    assert equal(first, second) and one["puzzles"].count_nonzero() == 64
+    for name, weight in one.items():
+        close(first[name], weight, 1e-6)
 
 
 def test_from_the_shell_without_a_compiler():
@@ -809,11 +835,7 @@ def test_solved_is_any_shortest_path_and_nothing_else():
     task = data.Maze(tiny(task="maze", size=4, data="csv", train_size=1), "cpu")
     puzzle = task.parse(MAZE)
     assert text(task, puzzle.labels[0]) == MAZE_ANSWER
-    others = [
-        "S  #o#  oooo # G",
-        "S o#o#  o oo # G",
-        "So # oo    o # G",
-    ]  # whole, broken, a wall gone
+    others = ["S  #o#  oooo # G", "S o#o#  o oo # G", "So # oo    o # G"]  # whole, broken, no wall
     others += ["Soo# #oo  #o # G", "Soo# #oo   G # o", "Soo# #oooooo # G"]  # wall, goal, two paths
     found = task.obeys(puzzles_of(puzzle.inputs.repeat(7, 1)), tokens(task, *others, MAZE))
     assert found.tolist() == [True] + [False] * 6
@@ -827,7 +849,6 @@ def test_solved_is_any_shortest_path_and_nothing_else():
 
 
 # ---- ARC -----------------------------------------------------------------------------------------
-
 PAIR = {"input": [[1, 2, 3]], "output": [[0, 0], [9, 8], [5, 5]]}
 OTHER = {"input": [[4, 4]], "output": [[4], [4]]}
 TASK = {"train": [PAIR, OTHER], "test": [{"input": [[7, 1]]}]}

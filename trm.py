@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -327,7 +328,7 @@ def refill(slots, model, task):
     y, z = model.initial_state(model.cfg.batch)
     steps = torch.zeros_like(ids)
     fresh = {"inputs": inputs, "labels": labels, "ids": ids, "y": y, "z": z, "steps": steps}
-    if slots is None:
+    if not slots:
         return fresh
     for name, new in fresh.items():
         halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # to the dimensions of `new`
@@ -360,6 +361,15 @@ def schedule(cfg, step):
     return min(1, (step + 1) / cfg.warmup) * (1 - (1 - cfg.lr_final) * step / cfg.steps)
 
 
+def gather(rows):
+    """The rows [B, ...] of all processes that torchrun started, or of the only one."""
+    if not torch.distributed.is_initialized():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
 def train_step(model, ema, optimizer, slots, task, step):
     """One supervision step of every slot, one of the optimizer. Returns slots and batch means."""
     cfg = model.cfg
@@ -375,15 +385,18 @@ def train_step(model, ema, optimizer, slots, task, step):
         halting_loss += F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
     loss = (answer_loss + 0.5 * halting_loss).mean()
     loss.backward()
+    if torch.distributed.is_initialized():
+        for weight in model.parameters():  # the mean over the processes
+            torch.distributed.all_reduce(weight.grad, torch.distributed.ReduceOp.AVG)
     optimizer.param_groups[0]["lr"] = cfg.lr * schedule(cfg, step)
     optimizer.step()
     optimizer.zero_grad()
     if cfg.prefix:  # sign-SGD on the puzzle embeddings in the batch
         lr = cfg.puzzle_lr * schedule(cfg, step)
-        ids = slots["ids"]
+        ids, grads = gather(slots["ids"]), gather(vectors.grad)
         same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
         kept = (1 - lr * cfg.weight_decay) * model.puzzles[ids]
-        model.puzzles[ids] = kept - lr * (same @ vectors.grad).sign()
+        model.puzzles[ids] = kept - lr * (same @ grads).sign()
     update_ema(ema, model)
     halted = halting(certainty(q, cfg), steps, N_sup, cfg.explore)
     slots.update(y=y, z=z, steps=steps, halted=halted)
@@ -578,7 +591,7 @@ def build(cfg, device, saved=None):
     settings = {"betas": (0.9, 0.95), "weight_decay": cfg.weight_decay, "fused": True}
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
     torch.manual_seed(cfg.seed)  # the draws do not depend on the size of the model
-    run = {"model": model, "ema": ema, "optimizer": optimizer, "slots": None, "step": 0, "rows": []}
+    run = {"model": model, "ema": ema, "optimizer": optimizer, "slots": {}, "step": 0, "rows": []}
     if saved:
         for name in ("model", "ema", "optimizer"):
             run[name].load_state_dict(saved[name])
@@ -586,6 +599,10 @@ def build(cfg, device, saved=None):
         run["slots"] = {name: part.to(device) for name, part in saved["slots"].items()}
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
+    if dist.is_initialized():  # each process has slots of its own, new ones where a run goes on
+        run["slots"] = {}
+        model.cfg = replace(cfg, batch=cfg.batch // dist.get_world_size())
+        torch.manual_seed(cfg.seed + 1000 * run["step"] + dist.get_rank())
     return task, run
 
 
@@ -600,8 +617,8 @@ def save(path, **content):
 
 
 def handle_signals(handler):
-    """Let a function take SIGINT and SIGTERM. Python allows it in the main thread only."""
-    if threading.current_thread() is threading.main_thread():
+    """Let a function take SIGINT and SIGTERM; not in a thread, nor under torchrun."""
+    if threading.current_thread() is threading.main_thread() and not dist.is_initialized():
         signal.signal(signal.SIGINT, handler)
         signal.signal(signal.SIGTERM, handler)
 
@@ -609,6 +626,7 @@ def handle_signals(handler):
 def train(cfg, path, task, run, signals=()):
     """Train until the end or a signal. Writes `path`, and log.csv beside it."""
     model, ema, optimizer, slots, step, rows = run.values()
+    is_first = not dist.is_initialized() or dist.get_rank() == 0  # of the processes
     if cfg.compile:
         torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
         for net in model.nets:
@@ -643,9 +661,10 @@ def train(cfg, path, task, run, signals=()):
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
         table = [row, *[row.values() for row in rows]]  # the names, then the values
         content = "\n".join(",".join(map(str, line)) for line in table)
-        data.replace_file(path.with_name("log.csv"), content.encode())
-        if saves:
-            run.update(slots=slots, step=step)
+        if is_first:
+            data.replace_file(path.with_name("log.csv"), content.encode())
+        if is_first and saves:
+            run.update(slots={} if dist.is_initialized() else slots, step=step)
             save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
 
@@ -747,7 +766,12 @@ def main(argv=None):
     try:
         args = parse(argv)
         changes = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        cuda = f"cuda:{dist.get_node_local_rank(0)}"  # under torchrun each process has its own
+        device = torch.device(cuda if torch.cuda.is_available() else "cpu")
+        if dist.is_torchelastic_launched():
+            dist.init_process_group()
+            if dist.get_rank() > 0:
+                sys.stdout = open(os.devnull, "w")
         path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
         run = run_training if args.command == "train" else run_model
         return run(args, path, changes, device)
