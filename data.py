@@ -161,9 +161,9 @@ def hashes(grids):
 
 
 def replace_file(path, content):
-    """Write bytes beside `path` and move them there, so that no half file has its name."""
+    """Write text beside `path` and move it there, so that no half file has its name."""
     part = Path(f"{path}.{os.getpid()}.part")  # another process may do the same
-    part.write_bytes(content)
+    part.write_text(content)
     part.replace(path)
 
 
@@ -205,7 +205,7 @@ class Grids:
             for *grids, rating in zip(*(part.tolist() for part in puzzles)):
                 question, answer = ("".join(self.letters[t] for t in grid) for grid in grids)
                 lines.append(f"seed {seed},{question},{answer},{rating}")
-            replace_file(path, "\n".join([*lines, ""]).encode())
+            replace_file(path, "\n".join([*lines, ""]))
 
     def read(self, split, count, seed):
         """Puzzles of a file. Raises ValueError, naming the line that is no puzzle."""
@@ -706,7 +706,7 @@ class ARC:
         missing = self.entries.keys() - submission.keys()
         for name in missing:
             submission[name] = [{"attempt_1": [[0]], "attempt_2": [[0]]}] * self.entries[name]
-        replace_file("submission.json", json.dumps(submission, sort_keys=True).encode())
+        replace_file("submission.json", json.dumps(submission, sort_keys=True))
         print(f"wrote submission.json; {len(missing)} tasks are larger than --size and have [[0]]")
 
 
