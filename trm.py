@@ -64,7 +64,7 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance that a slot must first have 2 to N_sup steps (section 2.5)
+    explore: float = 0.1  # chance, at each step, that halting needs 2 to N_sup steps (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM, HRM, Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -106,7 +106,7 @@ class Config:
                 raise ValueError(f"--{name} {value}: must be from {low} to {high}")
 
 
-# For a laptop: narrow, no recursion without gradient, a short average for a short run.
+# For a laptop: narrow, no recursion without gradient, an average over few steps.
 SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, loss="softmax", batch=64, steps=5000)
 SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
 SHORT = {"N_sup": 8, "N_start": 0.25, "N_eval": 32, "lr_final": 0.1}  # few steps at first
@@ -123,8 +123,8 @@ PRESETS = {
     "sudoku-fast": Config(**SHORT, loss="softmax", lr=4e-4, steps=30_000),  # a guess, never tried
     "sudoku-small": replace(SMALL, **SHORT, ema=0.997, steps=7000),
     "sudoku-6x6": replace(SMALL, size=6, N_sup=8, lr=4e-3, weight_decay=1.0, steps=1000),
-    "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=4000),  # 2500 steps: 95.5 %, not 99.3
-    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: 84.1 %
+    "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=4000),  # median of 3 seeds: 99.3 %
+    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, steps=3500),
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125),
     "arc1": ARC,
@@ -262,7 +262,7 @@ class TRM(nn.Module):
         return y, z
 
     def heads(self, y):
-        """Logits, float32: of the answer [B, L, V]; of "it is right" and "continue" [B, 2]."""
+        """Float32 logits: of the answer [B, L, V]; of "it is right" and "continue" [B, 2]."""
         return self.output_head(y[:, self.cfg.prefix :]).float(), self.q_head(y[:, 0].float())
 
 
@@ -336,7 +336,7 @@ def refill(slots, model, task):
 
 
 def halting(certain, steps, N_sup, explore):
-    """Which slots halt [B]: those at N_sup, and sure ones, a few after a random minimum."""
+    """Which slots halt [B]: at N_sup, or when sure; with chance `explore` not before a minimum."""
     minimum = torch.randint_like(steps, 2, max(N_sup, 2) + 1)
     minimum = torch.where(torch.rand_like(certain) < explore, minimum, 0)
     return (steps >= N_sup) | ((certain > 0) & (steps >= minimum))
@@ -380,7 +380,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     loss = (answer_loss + 0.5 * halting_loss).mean()
     loss.backward()
     if torch.distributed.is_initialized():
-        for weight in model.parameters():  # the mean over the processes
+        for weight in model.parameters():  # each process saw its part of the batch
             torch.distributed.all_reduce(weight.grad, torch.distributed.ReduceOp.AVG)
     optimizer.param_groups[0]["lr"] = cfg.lr * schedule(cfg, step)
     optimizer.step()
@@ -439,7 +439,7 @@ def continue_target(model, x, y, z, last):
 def think(model, task, puzzles):
     """Yield answers [P, C, L] and halting logits [P, C] after each step; C = rollouts x augment.
 
-    A copy leaves the batch when its logit is positive and its answer did not change in this step.
+    A copy leaves when this logit is positive (also in HRM) and the step did not change its answer.
     """
     cfg = model.cfg
     P, L = puzzles.inputs.shape
@@ -482,7 +482,7 @@ def vote(answers, q, pick):
 
 
 def evaluate(model, task, puzzles):
-    """After each step: exact? solved? q right? rank [4, N_eval, N]; two best answers [N, 2, L]."""
+    """Of each step: exact? solved? q right? rank [4, N_eval, N]; two best answers [N, 2, L]."""
     cfg = model.cfg
     scores = torch.zeros(4, cfg.N_eval, len(puzzles))
     attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
@@ -496,7 +496,7 @@ def evaluate(model, task, puzzles):
                 solved = task.obeys(part, answers[:, 0])
                 rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
                 found = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
-                scores[:, step:, rows] = found[:, None].cpu()  # also of steps that will not come
+                scores[:, step:, rows] = found[:, None].cpu()  # and later ones: all may leave
             attempts[rows] = answers[:, :2].byte().cpu()
     return scores, attempts
 
@@ -577,7 +577,7 @@ def load_published(weights, L=81, V=11, **changes):
 def build(cfg, device, saved=None):
     """The task and the state of a run: new, or from a checkpoint."""
     task = data.TASKS[cfg.task](cfg, device)
-    task.compare(saved["fingerprint"] if saved else task.fingerprint)
+    task.compare(saved["fingerprint"] if saved else task.fingerprint)  # tells of leaks
     torch.manual_seed(cfg.seed)
     model = TRM(cfg, task.length, task.vocab, task.identities).to(device)
     ema = copy.deepcopy(model).requires_grad_(False)
@@ -610,7 +610,7 @@ def save(path, **content):
 
 
 def handle_signals(handler):
-    """Let a function take SIGINT and SIGTERM; not in a thread, nor under torchrun."""
+    """Let a function take SIGINT and SIGTERM; not in a thread; under torchrun all must stop."""
     if threading.current_thread() is threading.main_thread() and not dist.is_initialized():
         signal.signal(signal.SIGINT, handler)
         signal.signal(signal.SIGTERM, handler)
@@ -624,7 +624,7 @@ def train(cfg, path, task, run, signals=()):
         torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
         for net in model.nets:
             net.compile(dynamic=False)
-    watched = copy.copy(ema)  # the same weights; a look at unseen puzzles takes one try
+    watched = copy.copy(ema)  # shares its weights; a look at unseen puzzles takes one try
     watched.cfg = replace(cfg, augment=1, rollouts=1)
     stop = False
     unseen = rows[-1]["unseen"] if rows else math.nan
@@ -652,8 +652,8 @@ def train(cfg, path, task, run, signals=()):
         if sys.stdout.isatty():  # one line, which the next one replaces
             line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        table = [row, *[row.values() for row in rows]]  # the names, then the values
-        content = "\n".join(",".join(map(str, line)) for line in table)
+        table = [row, *[old.values() for old in rows]]  # the names, then the values
+        content = "\n".join(",".join(map(str, cells)) for cells in table)
         if is_first:
             data.replace_file(path.with_name("log.csv"), content)
         if is_first and saves:
@@ -725,7 +725,7 @@ def run_training(args, path, changes, device):
     train(cfg, path, task, run, signals)
     handle_signals(signal.default_int_handler)
     if signals:
-        print(f"\nstopped and saved {path}; the same command with --resume goes on")
+        print(f"\nstopped and saved {path}; --resume, without --overwrite, goes on")
         return 128 + max(signals)
     print_evaluation(run["ema"], task)
     solve(run["ema"], task, task.test[:1])
@@ -769,7 +769,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        expected = "state_dict|out of memory|allocate memory"
+        expected = "state_dict|out of memory|allocate memory"  # or weights of another size
         if isinstance(error, RuntimeError) and not re.search(expected, str(error)):
             raise
         print("trm.py:", " ".join(str(error).split())[:400], file=sys.stderr)
