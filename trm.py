@@ -148,7 +148,7 @@ class Linear(nn.Linear):
 
     def forward(self, h, dim=-1):  # [B, S, D]
         weight = self.weight.to(h.dtype)  # its own dtype stays float32
-        return weight @ h if dim == 1 else F.linear(h, weight)
+        return torch.einsum("os,bsd->bod", weight, h) if dim == 1 else h @ weight.T
 
 
 def norm(h, dim):
@@ -204,7 +204,7 @@ class Attention(nn.Module):
         else:  # the same; on a CPU in bfloat16 the library's is several times slower
             scores = (q @ k.transpose(2, 3)).float() / (D // self.heads) ** 0.5
             h = scores.softmax(-1).to(v.dtype) @ v
-        return self.o(h.transpose(1, 2).reshape(B, S, D))  # the heads side by side
+        return self.o(h.transpose(1, 2).flatten(2))  # the heads side by side
 
 
 class Block(nn.Module):
@@ -763,7 +763,7 @@ def main(argv=None):
         device = torch.device(cuda if torch.cuda.is_available() else "cpu")
         if dist.is_torchelastic_launched():
             dist.init_process_group()
-        path = Path("runs") / (args.run or args.name) / "checkpoint.pt"
+        path = Path("runs", args.run or args.name, "checkpoint.pt")
         run = run_training if args.command == "train" else run_model
         return run(args, path, changes, device)
     except KeyboardInterrupt:
