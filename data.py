@@ -34,7 +34,7 @@ class Puzzles:
     """N puzzles on one device."""
 
     inputs: torch.Tensor  # [N, L] uint8 tokens
-    labels: torch.Tensor  # [N, L] uint8 tokens, 0 where no answer is known
+    labels: torch.Tensor  # [N, L] tokens, 0 where no answer is known
     ids: torch.Tensor  # [N] int64, puzzle identities
     ratings: torch.Tensor  # [N] guesses that a Sudoku takes, moves of a maze, number of an ARC task
 
@@ -95,7 +95,7 @@ def search(boards, limit=2, at_random=False, width=512):
         moved = (new != top).any(2).any(1)
         solved = alive & (top.sum(1) == 1).all(1)
         found += who[solved].bincount(minlength=N)
-        chosen = torch.full_like(found, -1)  # [N], which solved board is the answer, -1: none
+        chosen = torch.full_like(found, -1)  # [N], the row of `top` that is the answer, -1: none
         chosen = chosen.scatter_reduce(0, who[solved], solved.nonzero()[:, 0], "amax")
         answers[chosen >= 0] = top[chosen[chosen >= 0]].int().argmax(1) + 1
         # Where nothing moves, guess: in a cell with the fewest candidates it is a digit, or not.
@@ -103,7 +103,7 @@ def search(boards, limit=2, at_random=False, width=512):
         guesses += who[guessing].bincount(minlength=N)
         stuck = new[guessing]
         candidates = stuck.sum(1)
-        cell = candidates.masked_fill(candidates == 1, size + 1).argmin(1)
+        cell = candidates.masked_fill(candidates == 1, size + 1).argmin(1)  # none that is settled
         is_cell = F.one_hot(cell, cells).bool()[:, None]  # [stuck, 1, cells]
         preference = torch.arange(size, 0, -1, device=boards.device)  # the lowest digit
         if at_random:
@@ -221,7 +221,8 @@ class Grids:
         if not {"question", "answer", "rating"} <= set(header):
             raise ValueError(f"{path}, line 1: the header is {','.join(header)!r}, not {COLUMNS!r}")
         if len(lines) < max(count, 1):
-            raise ValueError(f"{path} has {len(lines)} puzzles, fewer than --{split}_size {count}")
+            enough = f"--{split}_size {max(count, 1)}"
+            raise ValueError(f"{path} has {len(lines)} puzzles, fewer than {enough}")
         if self.cfg.data and split == "train":
             lines = sorted(random.Random(seed).sample(lines, count))
         rows = []
@@ -230,9 +231,9 @@ class Grids:
                 row = next(csv.DictReader([line], header, restval=""))
                 question = self.tokens(row["question"], self.clues)
                 answer = self.tokens(row["answer"], self.letters[1:])
-                if not row["rating"][:9].isdecimal():
-                    raise ValueError(f"the rating {row['rating']!r} is not a whole number")
-                rows.append((question, answer, int(row["rating"][:9])))
+                if not row["rating"].isdecimal() or len(row["rating"]) > 9:
+                    raise ValueError(f"the rating {row['rating']!r} is no number of 1 to 9 digits")
+                rows.append((question, answer, int(row["rating"])))
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"{path}, line {number}: {error}; correct or remove it") from None
         puzzles = self.puzzles(rows)
@@ -328,7 +329,7 @@ class Sudoku(Grids):
         return questions + 1, answers + 1, guesses
 
     def symmetries(self, B):
-        """Random symmetries: of digits, bands, rows, stacks and columns; half are transposed."""
+        """Random symmetries: of digits, bands, rows, stacks and columns; in 9x9 half transpose."""
 
         def shuffled(*shape):  # random permutations along the last dimension
             return torch.rand(B, *shape, device=self.device).argsort(-1)
@@ -413,7 +414,8 @@ class Maze(Grids):
         steps = torch.tensor([-width, -1, 1, width], device=mazes.device)  # up, left, right, down
         # From the goal back, by the first of the steps that comes nearer to the start.
         for far in range(int(moves.max()), 1, -1):
-            nearer = distance.gather(1, here + steps * (moves > 0)) == far - 1  # [N, 4]
+            around = here + steps * (moves > 0)  # [N, 4]; where there is no way it stays
+            nearer = distance.gather(1, around) == far - 1
             step = steps[nearer.int().argmax(1, keepdim=True)]
             here = torch.where(moves >= far, here + step, here)
             path.scatter_(1, here, moves >= far)
@@ -577,13 +579,13 @@ class ARC:
         return shown, unseen
 
     def make_identities(self, shown):
-        """Give each task A augmentations, as many different ones on its colours as there are."""
+        """Give each task A augmentations; those of 5 * A random ones that differ on its colours."""
         # Identity i is augmentation i % A of task i // A, that is a row of one table: a symmetry of
         # the square and a permutation of the colours 1 to 9. The first row changes nothing.
         generator = np.random.default_rng(self.cfg.seed)
-        turns = generator.integers(0, 8, 2 * self.A)
+        turns = generator.integers(0, 8, 5 * self.A)  # some will look alike
         turns[0] = 0
-        colours = np.tile(np.arange(12), (2 * self.A, 1))
+        colours = np.tile(np.arange(12), (5 * self.A, 1))
         colours[1:, 3:] = generator.permuted(colours[1:, 3:], axis=1)  # 0 stays black
         rows = []  # of the table, for each identity; repeated if there are fewer than A
         self.fingerprint = []  # what the vectors belong to
@@ -629,7 +631,7 @@ class ARC:
         """A batch of tasks in random order: all pairs of each, as one random identity of it."""
         pairs = self.train.ratings.bincount()  # of each task; they lie in the order of the tasks
         tasks = self.trained[torch.rand(len(self.trained), device=self.device).argsort()]
-        tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # more than are needed
+        tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # B are enough: each has a pair
         ends = pairs[tasks].cumsum(0)
         slot = torch.arange(B, device=self.device)
         which = torch.searchsorted(ends, slot, right=True)  # [B], the drawn task of each slot
@@ -733,7 +735,7 @@ def kinds(task, puzzle, answer):
     for given, label, token in zip(puzzle.inputs[0], labels, answer):
         if label != 0 and token != label:
             result.append("wrong")
-        elif not isinstance(task, ARC) and task.letters[given] not in ". ":
+        elif token == given and not isinstance(task, ARC) and task.letters[given] not in ". ":
             result.append("given")
         elif label == 0 or task.letters[token] in ". ":
             result.append("open")

@@ -340,7 +340,7 @@ def test_slots_refill_only_when_halted_and_may_explore():
     for name, part in first.items():
         assert equal(new[name][::2], part[::2])
         assert equal(new[name][1::2], part[1::2] + 1)
-    for explore, expected in ((1.0, [0, 0.25, 0.5, 0.75, 1]), (0.1, [0.9, 0.925, 0.95])):
+    for explore, expected in ((1.0, [0, 0.25, 0.5, 0.75, 1]), (0.1, [0.9, 0.925])):
         for steps, share in enumerate(expected, 1):  # the minimum is uniform in 2..5
             steps = torch.full((40_000,), steps)
             halted = trm.halting(torch.ones(40_000), steps, 5, explore)
@@ -439,7 +439,7 @@ def test_evaluation_equals_a_plain_loop_and_repeats_its_noise():
         answers = logits.argmax(-1)
         right = ((answers == puzzles.labels) | (puzzles.labels == 0)).all(1)
         close(scores[[0, 2], step], torch.stack([right, (q[:, 0] > 0) == right]))
-    assert equal(attempts[:, 0], answers) and scores[0, 3].unique().tolist() == [0, 1]
+    assert equal(attempts[:, 0], answers) and 0 < scores[0, 3].mean() < 1
     model.cfg = replace(model.cfg, rollouts=3)
     model.cfg.noise = 1.0
     before = torch.get_rng_state()
@@ -532,7 +532,7 @@ def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
     assert built_in("train") and built_in("test")
     again = f"{TRAIN} --run a --data puzzles/sudoku-6x6-seed0 --resume"
     assert run(again) == 0
-    refuses(f"train maze-small {FLAGS} --run a --resume", "--task 'maze': the run has", capsys)
+    refuses(f"train maze-small {FLAGS} --run a --resume", "--task maze: the run has", capsys)
     for flag, value in (("--D", 64), ("--seed", 1), ("--data", "puzzles")):
         refuses(f"{again} {flag} {value}", f"{flag} ", capsys)
     assert run(f"{again} --steps 5") == 0 and trm.load("runs/a/checkpoint.pt")["step"] == 5
@@ -765,7 +765,7 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
         ([ROW, f"here,{EASY[:-1]},{EASY_ANSWER},3"], "line 3: a 9x9 grid has 81 characters, "),
         ([f"here,x{EASY[1:]},{EASY_ANSWER},3"], "line 2: row 1, column 1: 'x' is none of"),
         ([ROW, f"here,9{EASY[1:]},{EASY_ANSWER},3"], "line 3: the answer must keep the clues"),
-        ([f"here,{EASY},{EASY_ANSWER},hard"], "csv/train.csv, line 2: "),
+        ([f"here,{EASY},{EASY_ANSWER},1234567890"], "csv/train.csv, line 2: the rating '1"),
         ([], "csv/train.csv has 0 puzzles, fewer than --train_size 1"),
     ):
         csv_file("csv/train.csv", HEADER, *rows)
@@ -799,6 +799,8 @@ def test_what_the_user_types_and_a_grid_in_the_terminal_and_as_a_film():
     assert data.show(task, puzzle, wrong).startswith(" 5 3 9 | 6 7 8 | 9 1 2 \n")
     film = data.film(task, puzzle, [(wrong, "step 1"), (answer, "step 2")])
     assert film.count("<rect ") == 162 and film.count(data.FILL["wrong"]) == 1
+    puzzle.labels[:] = 0
+    assert set(data.kinds(task, puzzle, torch.ones(81).long())) == {"open"}  # clues are gone
 
 
 # ---- Mazes ---------------------------------------------------------------------------------------
@@ -882,16 +884,17 @@ def test_arc_grids_come_back_from_every_symmetry():
     assert [task.grid(grid) for grid in task.train.labels] == [PAIR["output"], OTHER["output"]]
     assert task.grid(task.test.labels[0]) == SOLUTION[0]
     come_back(task, task.train.inputs, task.train.ids, 29)
-    copies = task.copies(task.train.labels[:1], task.train.ids[:1], 29)[0]
-    assert ((copies == 2).sum(1) == 2).all()  # black stays black
+    copies, _, _ = task.copies(task.train.labels, task.train.ids, 29)
+    assert ((copies == 2).sum(1) == 2)[:29].all()  # black stays black
 
 
 def test_a_thousand_augmentations_are_distinct_and_batches_are_packed():
-    big = {"input": [[*range(10)], [1] * 10], "output": [[1]]}
-    tasks = {f"t{k}": {"train": [big, big, big], "test": [{"input": [[k]]}]} for k in range(9)}
+    pairs = [{"input": [[*range(n)], [1] * n], "output": [[1]]} for n in (3, 10)]
+    tasks = {f"t{k}": {"train": [pairs[k > 0]] * 3, "test": [{"input": [[1]]}]} for k in range(9)}
     task = arc_task(arc(tasks), augmentations=1000)
-    copies, ids, _ = task.copies(task.train.inputs[:1], task.train.ids[:1], 1001)
-    assert len(copies.unique(dim=0)) == len(ids.unique()) == 1001 == task.identities / 9
+    for row, distinct in ((0, 8 * 9 * 8), (3, 1001)):  # in t0 two colours change: all ways
+        copies, _, _ = task.copies(task.train.inputs[[row]], task.train.ids[[row]], 1001)
+        assert len(copies.unique(dim=0)) == distinct
     inputs, labels, ids = task.draw(27)  # all pairs of an identity, one of them not shifted
     assert (ids.view(9, 3) == ids[::3, None]).all() and len((ids // 1001).unique()) == 9
     at_corner = (inputs[:, 0] > 1).view(9, 3)
@@ -899,7 +902,7 @@ def test_a_thousand_augmentations_are_distinct_and_batches_are_packed():
 
 
 def test_bad_arc_files_are_named():
-    bad = [[1] * 31], [[1, 2], [3]], [[10]], [[-1]], [], [[]], 7, [[0.5]], "x", None, [[True]]
+    bad = [[1] * 31], [[1, 2], [3]], [[10]], [[-1]], [], [[]], [[0.5]], "x", None, [[True]]
     cases = [({"t1": {**TASK, "train": [{**PAIR, "output": grid}]}}, None) for grid in bad]
     cases += [({"t1": {**TASK, "test": [{"input": grid}]}}, None) for grid in bad]
     cases += [({"t1": {"train": [PAIR]}}, None), ({"t1": 5}, None), ({}, {"t1": SOLUTION})]
@@ -926,11 +929,9 @@ def test_outputs_that_are_not_known_are_not_scored(capsys):
     assert "2 of 3 unseen puzzles have a known answer" in out
     assert re.search(r"2 tasks: pass@1 0.0 %, pass@2 0.0 %.*pass@1000", out)
     assert "nan" not in out.split("known answer")[1]
-    assert run(f"{ARC_TRAIN} --data {arc({'t1': TASK})} --run hidden") == 0  # no solutions at all
+    assert run(f"{ARC_TRAIN} --data {arc({'t1': TASK})} --run none --save_every 1") == 0
     out = capsys.readouterr().out
-    assert "0 of 1 unseen puzzles" in out and "pass@" not in out and "   1  " not in out
-    task = arc_task(arc({"t1": TASK}), size=6, sets="training")
-    assert not task.obeys(task.test, task.test.inputs)
+    assert "0 of 1 unseen puzzles" in out and "pass@" not in out and "unseen nan" in out
 
 
 def test_pass_at_k_the_submission_and_leaks(capsys):
@@ -940,9 +941,8 @@ def test_pass_at_k_the_submission_and_leaks(capsys):
     same = {"train": [OTHER, {"input": [[7, 1]], "output": SOLUTION[0]}], "test": [PAIR]}
     folder = arc({"same": same}, {"same": [PAIR["output"]]})
     task = arc_task(folder, size=6, sets="training,evaluation")
-    assert "left out of training: 1 pairs of same that are unseen" in capsys.readouterr().out
-    assert len(task.train) == 5
-    task.report(torch.stack([task.test.labels, task.test.inputs], 1), torch.tensor([1, 0, 10**9]))
+    assert "1 pairs of same that are" in capsys.readouterr().out and len(task.train) == 5
+    task.report(torch.stack([task.test.labels, task.test.inputs], 1), torch.tensor([1, 0, 9]))
     assert re.search("@1 25.0 %, pass@2 75.0 %.*1 tasks are larger", capsys.readouterr().out, re.S)
     submission = json.loads(Path("submission.json").read_text())
     assert submission["a"] == [{"attempt_1": SOLUTION[0], "attempt_2": [[7, 1]]}]
