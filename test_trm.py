@@ -995,6 +995,6 @@ def test_the_readme_is_true():
             assert all(part.strip() in source for part in block.split("\n\n\n"))
             continue
         Path("my_puzzle.py").write_text(block.replace("steps=400", "steps=2"))
-        command = re.search(r"python (my_puzzle\.py train .*)", README)[1]
+        command = re.search(r"python (my_puzzle\.py train [^`]*)", README)[1]
         done = shell(f"{command} {FLAGS} --steps 2")
         assert done.returncode == 0 and "loss" in done.stdout, done.stderr
