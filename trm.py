@@ -123,7 +123,7 @@ PRESETS = {
     "sudoku-small": replace(SMALL, **SHORT, ema=0.997, steps=7000),
     "sudoku-6x6": replace(SMALL, size=6, N_sup=8, lr=4e-3, weight_decay=1.0, steps=1000),
     "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=4000),  # with 2500 steps: 95.5 %
-    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, steps=3500),  # at 32: 84.1 %
+    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: 84.1 %
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125, weight_decay=0.3),
     "arc1": replace(ARC, augment=1001),
