@@ -140,15 +140,15 @@ def trunc_normal_(tensor, std=1.0):
 
 
 class Linear(nn.Linear):
-    """A linear map, without bias, of the channels (dim -1) or of the positions (dim 1)."""
+    """A linear map, without bias, of the last dimension (-1) or of the first one (0)."""
 
     def __init__(self, d_in, d_out):
         super().__init__(d_in, d_out, bias=False)
         trunc_normal_(self.weight.data, std=d_in**-0.5)
 
-    def forward(self, h, dim=-1):  # [B, S, D]
+    def forward(self, h, dim=-1):
         weight = self.weight.to(h.dtype)  # its own dtype stays float32
-        return torch.einsum("os,bsd->bod", weight, h) if dim == 1 else h @ weight.T
+        return torch.tensordot(weight, h, 1) if dim == 0 else h @ weight.T
 
 
 def norm(h, dim):
@@ -158,7 +158,7 @@ def norm(h, dim):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or over the positions (dim 1)."""
+    """W_down (silu(W_gate h) * W_up h) over the last dimension (-1) or over the first one (0)."""
 
     def __init__(self, width, dim, cfg):
         super().__init__()
@@ -168,7 +168,7 @@ class SwiGLU(nn.Module):
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
-    def forward(self, h):  # [B, S, D]
+    def forward(self, h):
         gate, up = self.gate_up(h, self.dim).chunk(2, self.dim)
         return self.down(F.silu(gate) * up, self.dim)
 
@@ -178,32 +178,30 @@ class Attention(nn.Module):
 
     def __init__(self, S, cfg):
         super().__init__()
-        head_dim = cfg.D // cfg.heads
+        self.head_dim = cfg.D // cfg.heads
         if cfg.D % (2 * cfg.heads) > 0:
             raise ValueError(f"--heads {cfg.heads}: D {cfg.D} must divide into heads of even size")
-        self.heads = cfg.heads
         self.qkv = Linear(cfg.D, 3 * cfg.D)
         self.o = Linear(cfg.D, cfg.D)
-        frequency = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)  # [head_dim / 2]
+        frequency = 10000.0 ** (-torch.arange(0, self.head_dim, 2) / self.head_dim)  # [head_dim/2]
         angle = torch.outer(torch.arange(S), frequency).repeat(1, 2)  # [S, head_dim]
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def rotate(self, q):
         """Turn each pair (q[i], q[i + head_dim / 2]) by an angle that grows with the position."""
-        a, b = q.float().chunk(2, -1)
+        a, b = q.chunk(2, -1)
         return (q * self.cos + torch.cat([-b, a], -1) * self.sin).to(q.dtype)
 
-    def forward(self, h):
-        B, S, D = h.shape
-        qkv = self.qkv(h).view(B, S, 3, self.heads, D // self.heads)
+    def forward(self, h):  # [B, S, D]
+        qkv = self.qkv(h).unflatten(-1, (3, -1, self.head_dim))  # [B, S, 3, heads, head_dim]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, S, head_dim]
         q, k = self.rotate(q), self.rotate(k)
         if h.is_cuda:
             h = F.scaled_dot_product_attention(q, k, v)
         else:  # the same; on a CPU in bfloat16 the library's is several times slower
-            scores = (q @ k.transpose(2, 3)).float() / (D // self.heads) ** 0.5
-            h = scores.softmax(-1).to(v.dtype) @ v
+            scores = q @ k.mT / self.head_dim**0.5  # [B, heads, S, S]
+            h = scores.softmax(-1) @ v
         return self.o(h.transpose(1, 2).flatten(2))  # the heads side by side
 
 
@@ -212,12 +210,14 @@ class Block(nn.Module):
 
     def __init__(self, S, cfg):
         super().__init__()
-        self.mix = SwiGLU(S, 1, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
-        self.mix_dim = 1 if cfg.mixing == "mlp" else -1  # of the first norm, as published
+        self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
 
     def forward(self, h):  # [B, S, D]
-        h = norm(h + self.mix(h), self.mix_dim)
+        if isinstance(self.mix, Attention):
+            h = norm(h + self.mix(h), -1)
+        else:  # an MLP over the positions, and so is its norm, as published
+            h = norm(h + self.mix(h.transpose(0, 1)).transpose(0, 1), 1)
         return norm(h + self.mlp(h), -1)
 
 
@@ -712,7 +712,7 @@ def run_training(args, path, changes, device):
         saved = load(path)
         for name, old in asdict(saved["config"]).items():
             new = getattr(cfg, name)
-            if old != new and name != "steps":
+            if old != new and (name != "steps" or new < saved["step"]):
                 raise ValueError(f"--{name} {new}: the run has --{name} {old}; give that")
     task, run = build(cfg, device, saved)
     if saved and saved["fingerprint"] != task.fingerprint:
