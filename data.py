@@ -76,11 +76,12 @@ def propagate(boards, units):
     return torch.where(last_place.any(1, keepdim=True), last_place, left), possible
 
 
-def search(boards, limit=2, at_random=False, width=512):
+def search(boards, limit=2, at_random=False, width=512, most=1_000_000_000):
     """Solve N Sudoku at once, depth first.
 
     Returns how many solutions were found [N], at most `limit`; one of them as
     digits [N, cells], 0 where there is none; and the guesses, exact if it is the only one [N].
+    After `most` guesses it gives up.
     """
     N, size, cells = boards.shape
     units = unit_matrix(size, boards.device)
@@ -91,7 +92,7 @@ def search(boards, limit=2, at_random=False, width=512):
         top, who = stack[-width:], owner[-width:]  # only these, which bounds the memory
         stack, owner = stack[:-width], owner[:-width]
         new, alive = propagate(top, units)
-        alive &= found[who] < limit
+        alive &= (found[who] < limit) & (guesses[who] < most)
         moved = (new != top).any(2).any(1)
         solved = alive & (top.sum(1) == 1).all(1)
         found += who[solved].bincount(minlength=N)
@@ -138,7 +139,6 @@ def pick(cells):
 
 
 # ---- What the tasks share ------------------------------------------------------------------------
-
 COLUMNS = "source,question,answer,rating"  # of the public data sets, and of ours
 BLOCK = 1000  # puzzles that are generated together
 
@@ -240,7 +240,7 @@ class Grids:
         right = self.obeys(puzzles, puzzles.labels).tolist()
         if not all(right):
             number, _ = lines[right.index(False)]
-            raise ValueError(f"{path}, line {number}: the answer must {self.rule}")
+            raise ValueError(f"{path}, line {number}: the answer must {self.rule}; mend it")
         return puzzles
 
     def puzzles(self, rows):
@@ -367,7 +367,10 @@ class Sudoku(Grids):
         for _, digit, unit in (self.counts(puzzle.inputs) > 1).nonzero().tolist():
             where = f"{['row', 'column', 'box'][unit // self.side]} {unit % self.side + 1}"
             raise ValueError(f"two equal clues, {digit + 1}, in {where}")
-        found, answer, guesses = search(to_boards(puzzle.inputs.long() - 1, self.side))
+        board = to_boards(puzzle.inputs.long() - 1, self.side)
+        found, answer, guesses = search(board, width=128, most=20_000)  # hard ones take 2000
+        if found < 2 and guesses >= 20_000:
+            raise ValueError("no solution is known: the search gave up after 20,000 guesses")
         one = f"one solution, {guesses.item()} guesses"
         number = ["no solution", one, "several solutions"][found]
         return f"a puzzle with {number}", (answer + 1) * (found == 1)
@@ -607,9 +610,7 @@ class ARC:
         """Raise ValueError unless a checkpoint with this fingerprint has the same identities."""
         if self.fingerprint != fingerprint:
             line = min(set(fingerprint) ^ set(self.fingerprint), key=str, default="their order")
-            raise ValueError(
-                f"puzzle vectors of other tasks or augmentations; what differs: {line}"
-            )
+            raise ValueError(f"puzzle vectors of other tasks or augmentations: {line} differs")
 
     def puzzles(self, rows):
         """Rows (number of the task, input, output) as Puzzles, with grids at the top left."""
@@ -715,7 +716,6 @@ class ARC:
 TASKS = {"sudoku": Sudoku, "maze": Maze, "arc": ARC}
 
 # ---- Drawing -------------------------------------------------------------------------------------
-
 ANSI = {"given": "1", "right": "34", "wrong": "7;33", "open": "0"}  # bold, blue, yellow reversed
 FILL = {"given": "#cccccc", "right": "#8fd3f4", "wrong": "#f0a030", "open": "#ffffff"}
 SQUARES = [f"48;5;{n};38;5;{n}" for n in (0, 27, 9, 34, 11, 245, 201, 208, 45, 88)]  # ARC's colours

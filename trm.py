@@ -64,9 +64,9 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance, at each step, that halting needs 2 to N_sup steps (section 2.5)
+    explore: float = 0.1  # chance that halting needs 2 to N_sup steps, drawn (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
-    recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM, HRM, Table 2
+    recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
     steps: int = 65_000  # optimizer steps, 0: only tell the sizes; for eval and solve: N_eval
@@ -106,10 +106,10 @@ class Config:
                 raise ValueError(f"--{name} {value}: must be from {low} to {high}")
 
 
-# For a laptop: narrow, no recursion without gradient, an average over few steps.
+# For a laptop: narrow, T 1 (all is with gradient), weights averaged over fewer steps.
 SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, loss="softmax", batch=64, steps=5000)
 SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
-SHORT = {"N_sup": 8, "N_start": 0.25, "N_eval": 32, "lr_final": 0.1}  # few steps at first
+SHORT = {"N_sup": 8, "N_start": 0.25, "N_eval": 32, "lr_final": 0.1}  # N_sup grows
 HRM = {"mixing": "attention", "n_layers": 4, "networks": 2, "n": 2, "T": 2}
 HRM.update(recursion="one_step", q_learning=True, ema=0.0)
 ARC = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1)
@@ -122,7 +122,7 @@ PRESETS = {
     "sudoku-fast": Config(**SHORT, loss="softmax", lr=4e-4, steps=30_000),  # a guess, never tried
     "sudoku-small": replace(SMALL, **SHORT, ema=0.997, steps=7000),
     "sudoku-6x6": replace(SMALL, size=6, N_sup=8, lr=4e-3, weight_decay=1.0, steps=1000),
-    "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=4000),  # after fewer, seeds differ
+    "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=4000),  # after fewer steps seeds differ
     "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125, weight_decay=0.3),
@@ -147,7 +147,7 @@ class Linear(nn.Linear):
         trunc_normal_(self.weight.data, std=d_in**-0.5)
 
     def forward(self, h, dim=-1):
-        weight = self.weight.to(h.dtype)  # its own dtype stays float32
+        weight = self.weight.to(h.dtype)  # the stored one stays float32
         return torch.tensordot(weight, h, 1) if dim == 0 else h @ weight.T
 
 
@@ -199,7 +199,7 @@ class Attention(nn.Module):
         q, k = self.rotate(q), self.rotate(k)
         if h.is_cuda:
             h = F.scaled_dot_product_attention(q, k, v)
-        else:  # the same; on a CPU in bfloat16 the library's is several times slower
+        else:  # the same; the library's is several times slower on a CPU in bfloat16
             scores = q @ k.mT / self.head_dim**0.5  # [B, heads, S, S]
             h = scores.softmax(-1) @ v
         return self.o(h.transpose(1, 2).flatten(2))  # the heads side by side
@@ -216,7 +216,7 @@ class Block(nn.Module):
     def forward(self, h):  # [B, S, D]
         if isinstance(self.mix, Attention):
             h = norm(h + self.mix(h), -1)
-        else:  # an MLP over the positions, and so is its norm, as published
+        else:  # over the positions; so is, as published, the norm
             h = norm(h + self.mix(h.transpose(0, 1)).transpose(0, 1), 1)
         return norm(h + self.mlp(h), -1)
 
@@ -238,10 +238,10 @@ class TRM(nn.Module):
         self.output_head = Linear(cfg.D, V)
         self.q_head = nn.Linear(cfg.D, 2)  # halt; the second is HRM's "continue"
         nn.init.zeros_(self.q_head.weight)
-        nn.init.constant_(self.q_head.bias, -5.0)  # at first it never halts
+        nn.init.constant_(self.q_head.bias, -5.0)  # at first no answer seems right
         self.register_buffer("y_init", trunc_normal_(torch.empty(cfg.D)))  # where y starts: fixed
         self.register_buffer("z_init", trunc_normal_(torch.empty(cfg.D)))
-        self.register_buffer("puzzles", torch.zeros(identities, cfg.D))  # see train_step
+        self.register_buffer("puzzle_vectors", torch.zeros(identities, cfg.D))  # see train_step
 
     def embed(self, inputs, vectors):
         """The question x [B, S, D] from tokens [B, L] and, for a prefix, puzzle vectors [B, D]."""
@@ -259,8 +259,8 @@ class TRM(nn.Module):
             z = z[:, None].expand(-1, self.cfg.n, -1, -1)  # [B, n, S, D]
         return y, z
 
-    def heads(self, y):
-        """Float32 logits: of the answer [B, L, V]; of "it is right" and "continue" [B, 2]."""
+    def predict(self, y):
+        """Float32 logits: of the answer [B, L, V]; of "halt" and HRM's "continue" [B, 2]."""
         return self.output_head(y[:, self.cfg.prefix :]).float(), self.q_head(y[:, 0].float())
 
 
@@ -278,28 +278,28 @@ def latent_recursion(model, x, y, z):
 
 
 def deep_recursion(model, x, y, z):
-    """Recurse T times, only the last with gradient. Returns (y, z) detached; logits, q: `heads`."""
-    with torch.no_grad():
+    """T recursions, the last one with gradient. Returns (y, z), answer and halting logits."""
+    with torch.no_grad():  # the gradient is cut: all recursions but the last
         for _ in range(model.cfg.T - 1):
             y, z = model.recursion(model, x, y, z)  # in TRM the latent_recursion
     y, z = model.recursion(model, x, y, z)
-    logits, q = model.heads(y)
-    return (y.detach(), z.detach()), logits, q
+    logits, q = model.predict(y)
+    return (y.detach(), z.detach()), logits, q  # cut again: the next step starts from here
 
 
 # ---- The losses (sections 2.5 and 4.6) -----------------------------------------------------------
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
-    s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))  # the clamp avoids 1 / 0 at v = 1
+    s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))  # clamp: no 1 / 0, its gradient is nan
     p = s.gather(-1, labels[..., None]).squeeze(-1) / s.sum(-1)
     return -p.log()
 
 
 def is_right(answers, labels):
     """Are the answers [..., L] the labels? Cells labelled 0 do not count, one at least must."""
-    counts = labels != 0
-    return ((answers == labels) | ~counts).all(-1) & counts.any(-1)
+    labelled = labels != 0
+    return ((answers == labels) | ~labelled).all(-1) & labelled.any(-1)
 
 
 def losses(logits, q, labels, kind):
@@ -308,8 +308,8 @@ def losses(logits, q, labels, kind):
         per_cell = stablemax_cross_entropy(logits, labels)
     else:
         per_cell = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    counts = labels != 0
-    answer_loss = torch.where(counts, per_cell, 0).sum(1) / counts.sum(1).clamp(min=1)
+    labelled = labels != 0
+    answer_loss = torch.where(labelled, per_cell, 0).sum(1) / labelled.sum(1).clamp(min=1)
     right = is_right(logits.argmax(-1), labels)
     halting_loss = F.binary_cross_entropy_with_logits(q[:, 0], right.float(), reduction="none")
     return answer_loss, halting_loss, right
@@ -321,9 +321,9 @@ def losses(logits, q, labels, kind):
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
-    inputs, labels, ids = task.draw(model.cfg.batch)  # for all slots: no wait for the device
+    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting would wait for a GPU
     y, z = model.initial_state(model.cfg.batch)
-    fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, steps=torch.zeros_like(ids))
+    fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if not slots:
         return fresh
     for name, new in fresh.items():
@@ -332,11 +332,11 @@ def refill(slots, model, task):
     return fresh
 
 
-def halting(certain, steps, N_sup, explore):
+def halting(logit, count, N_sup, explore):
     """Which slots halt [B]: at N_sup, or when sure; with chance `explore` not before a minimum."""
-    minimum = torch.randint_like(steps, 2, max(N_sup, 2) + 1)
-    minimum = torch.where(torch.rand_like(certain) < explore, minimum, 0)
-    return (steps >= N_sup) | ((certain > 0) & (steps >= minimum))
+    minimum = torch.randint_like(count, 2, max(N_sup, 2) + 1)  # 2 to N_sup
+    minimum = torch.where(torch.rand_like(logit) < explore, minimum, 0)
+    return (count >= N_sup) | ((logit > 0) & (count >= minimum))
 
 
 @torch.no_grad()
@@ -344,7 +344,7 @@ def update_ema(ema, model):
     """Move the averaged weights towards the trained ones (section 4.7)."""
     for average, weight in zip(ema.parameters(), model.parameters()):
         average.lerp_(weight, 1 - model.cfg.ema)
-    ema.puzzles = model.puzzles  # the puzzle embeddings are shared, not averaged
+    ema.puzzle_vectors = model.puzzle_vectors  # the puzzle embeddings are shared, not averaged
 
 
 def schedule(cfg, step):
@@ -364,15 +364,16 @@ def gather(rows):
 def train_step(model, ema, optimizer, slots, task, step):
     """One supervision step of every slot, one of the optimizer. Returns slots and batch means."""
     cfg = model.cfg
-    N_sup = max(1, round(cfg.N_sup * cfg.N_start ** (1 - step / cfg.steps)))
+    share = max(cfg.N_start, 1 / cfg.N_sup) ** (1 - step / cfg.steps)  # growing to 1
+    N_sup = round(cfg.N_sup * share)
     slots = refill(slots, model, task)
-    steps = slots["steps"] + 1
-    vectors = model.puzzles[slots["ids"]].requires_grad_()  # [B, D]
+    count = slots["count"] + 1
+    vectors = model.puzzle_vectors[slots["ids"]].requires_grad_()  # [B, D]
     x = model.embed(slots["inputs"], vectors)
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"])
     answer_loss, halting_loss, right = losses(logits, q, slots["labels"], cfg.loss)
     if cfg.q_learning:
-        target = continue_target(model, x, y, z, steps >= N_sup)
+        target = continue_target(model, x, y, z, count >= N_sup)
         halting_loss += F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
     loss = (answer_loss + 0.5 * halting_loss).mean()
     loss.backward()
@@ -386,12 +387,12 @@ def train_step(model, ema, optimizer, slots, task, step):
         lr = cfg.puzzle_lr * schedule(cfg, step)
         ids, grads = gather(slots["ids"]), gather(vectors.grad)
         same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
-        kept = (1 - lr * cfg.weight_decay) * model.puzzles[ids]
-        model.puzzles[ids] = kept - lr * (same @ grads).sign()
+        kept = (1 - lr * cfg.weight_decay) * model.puzzle_vectors[ids]
+        model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()
     update_ema(ema, model)
-    certain = q[:, 0] - q[:, 1] if cfg.q_learning else q[:, 0]  # HRM: is halting worth more?
-    halted = halting(certain, steps, N_sup, cfg.explore)
-    slots.update(y=y, z=z, steps=steps, halted=halted)
+    logit = q[:, 0] - q[:, 1] if cfg.q_learning else q[:, 0]  # HRM: is halting worth more?
+    halted = halting(logit, count, N_sup, cfg.explore)
+    slots.update(y=y, z=z, count=count, halted=halted)
     names = ["loss", "answer loss", "halting loss", "exact", "halted"]
     values = [loss, answer_loss, halting_loss, right, halted]
     return slots, {name: value.detach().float().mean() for name, value in zip(names, values)}
@@ -434,15 +435,12 @@ def continue_target(model, x, y, z, last):
 # ---- Evaluation: the same supervision steps, without supervision ---------------------------------
 @torch.no_grad()
 def think(model, task, puzzles):
-    """Yield answers [P, C, L] and halting logits [P, C] after each step; C = rollouts x augment.
-
-    A copy leaves when this logit is positive (also in HRM) and the step did not change its answer.
-    """
+    """Yield answers [P, C, L] and halting logits [P, C] after each step; C = rollouts x augment."""
     cfg = model.cfg
     P, L = puzzles.inputs.shape
     tries = puzzles[torch.arange(P).repeat_interleave(cfg.rollouts)]
     inputs, ids, undo = task.copies(tries.inputs, tries.ids, cfg.augment)
-    x = model.embed(inputs, model.puzzles[ids])
+    x = model.embed(inputs, model.puzzle_vectors[ids])
     y, z = model.initial_state(len(inputs))
     rows = torch.arange(len(inputs), device=inputs.device)  # of the copies that still think
     answers = torch.zeros_like(inputs)
@@ -459,7 +457,7 @@ def think(model, task, puzzles):
             ranked = [vote(*copies, cfg.pick) for copies in zip(found.cpu(), logit.cpu())]
             found, logit = (torch.stack(parts).to(inputs.device) for parts in zip(*ranked))
         yield found, logit
-        if not cfg.all_steps:
+        if not cfg.all_steps:  # a copy leaves when it is sure, also in HRM, and did not change
             stay = (answers[rows] != before).any(1) | (q[:, 0] <= 0)
             rows, x, y, z = rows[stay], x[stay], y[stay], z[stay]
         if not len(rows):
@@ -479,7 +477,7 @@ def vote(answers, q, pick):
 
 
 def evaluate(model, task, puzzles):
-    """Of each step: exact? solved? q right? rank [4, N_eval, N]; two best answers [N, 2, L]."""
+    """Are they exact, solved, is q right, rank: [4, N_eval, N]; the two best answers [N, 2, L]."""
     cfg = model.cfg
     scores = torch.zeros(4, cfg.N_eval, len(puzzles))
     attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
@@ -547,7 +545,7 @@ PUBLISHED_NAMES = {  # regular expressions
     "H_level.layers": "nets.1",
     "mlp_t|self_attn": "mix",
     "embed_tokens.embedding_weight": "tokens.weight",
-    "puzzle_emb.weights": "puzzles",
+    "puzzle_emb.weights": "puzzle_vectors",
     "lm_head": "output_head",
     "H_init": "y_init",
     "L_init": "z_init",
@@ -558,13 +556,13 @@ def load_published(weights, L=81, V=11, **changes):
     """A TRM of published weights; n, T, heads and prefix are the paper's, or in `changes`."""
     for theirs, ours in PUBLISHED_NAMES.items():
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
-    if not {"y_init", "puzzles", "nets.0.0.mlp.down.weight"} <= weights.keys():
+    if not {"y_init", "puzzle_vectors", "nets.0.0.mlp.down.weight"} <= weights.keys():
         raise ValueError("neither a checkpoint of trm.py nor one of the published code")
     cfg = PRESETS["sudoku-hrm"] if "nets.1.0.mlp.down.weight" in weights else Config(prefix=16)
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
     n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
     cfg = replace(cfg, D=len(weights["y_init"]), n_layers=n_layers, mixing=mixing)
-    model = TRM(replace(cfg, **changes), L, V, len(weights["puzzles"]))
+    model = TRM(replace(cfg, **changes), L, V, len(weights["puzzle_vectors"]))
     model.load_state_dict(weights)  # raises RuntimeError where sizes differ, naming both
     return model
 
@@ -616,7 +614,7 @@ def handle_signals(handler):
 
 
 def train(cfg, path, task, run, signals=()):
-    """Train until the end or a signal. Writes `path`, and log.csv beside it."""
+    """Train until the end or a signal. Writes `path`, and log.csv beside it, each save_every."""
     model, ema, optimizer, slots, step, rows = run.values()
     is_first = not dist.is_initialized() or dist.get_rank() == 0  # of several processes
     if cfg.compile:
@@ -652,11 +650,10 @@ def train(cfg, path, task, run, signals=()):
         if sys.stdout.isatty():  # one line, which the next one replaces
             line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        table = [row, *[old.values() for old in rows]]  # the names, then the values
-        content = "\n".join(",".join(map(str, cells)) for cells in table)
-        if is_first:
-            data.replace_file(path.with_name("log.csv"), content)
         if is_first and saves:
+            table = [row, *[old.values() for old in rows]]  # the names, then the values
+            content = "\n".join(",".join(map(str, cells)) for cells in table)
+            data.replace_file(path.with_name("log.csv"), f"{content}\n")
             run.update(slots={} if dist.is_initialized() else slots, step=step)
             save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
@@ -665,12 +662,12 @@ def train(cfg, path, task, run, signals=()):
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
     """The command line; every field of Config is a flag, its comment the help text."""
-    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: the paper's values"
+    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: preset sudoku"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "eval", "solve"])
-    parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a checkpoint")
-    parser.add_argument("puzzle", nargs="?", help="solve: a puzzle in one line, or an ARC task")
-    parser.add_argument("--run", help="name of the run, in place of the preset's")
+    parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run, or a file")
+    parser.add_argument("puzzle", nargs="?", help="solve: one line, `.` is a blank; an ARC task")
+    parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
     either.add_argument("--overwrite", action="store_true", help="train: replace the run")
@@ -700,6 +697,7 @@ def run_training(args, path, changes, device):
     depth = cfg.T * (cfg.n + 1) * cfg.n_layers
     print(f"depth {depth}, {1 + cfg.q_learning} forward passes, {parameters:,} parameters")
     if cfg.steps == 0:
+        print(cfg)
         return
     if cfg.dtype == "auto":
         is_fast = torch.cpu._is_avx512_bf16_supported()
@@ -713,7 +711,7 @@ def run_training(args, path, changes, device):
         for name, old in asdict(saved["config"]).items():
             new = getattr(cfg, name)
             if old != new and (name != "steps" or new < saved["step"]):
-                raise ValueError(f"--{name} {new}: the run has --{name} {old}; give that")
+                raise ValueError(f"--{name} {new}: the run has {old}; give that, or another --run")
     task, run = build(cfg, device, saved)
     if saved and saved["fingerprint"] != task.fingerprint:
         raise ValueError("the training puzzles are not those that the run began with")
@@ -749,7 +747,7 @@ def run_model(args, path, changes, device):
         print_evaluation(model, task)
     else:
         puzzle = task.test[[torch.seed() % len(task.test)]]  # another one each time
-        if args.puzzle:
+        if args.puzzle is not None:
             puzzle = task.parse(args.puzzle)
         solve(model, task, puzzle, args.svg)
 
@@ -764,11 +762,13 @@ def main(argv=None):
         if dist.is_torchelastic_launched():
             dist.init_process_group()
         path = Path("runs", args.run or args.name, "checkpoint.pt")
+        if args.puzzle is not None and args.command != "solve":
+            raise ValueError(f"what is {args.puzzle!r}? only solve takes a puzzle")
         run = run_training if args.command == "train" else run_model
         return run(args, path, changes, device)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         expected = "state_dict|out of memory|allocate memory|overflowed|inline_container"
         if isinstance(error, RuntimeError) and not re.search(expected, str(error)):
             raise
