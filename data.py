@@ -6,10 +6,10 @@ A task (Sudoku, Maze and ARC, below) has what trm.py asks for:
     length, vocab, identities    cells L, tokens V, puzzle identities (ARC: task times augmentation)
     train, test                  Puzzles on the device
     fingerprint, compare(other)  what a model is trained on, held against that of a checkpoint
-    draw(B)                      a training batch, each puzzle in a random symmetric copy
+    draw(B)                      a training batch (inputs, labels, ids) of random symmetric copies
     copies(inputs, ids, A)       A symmetric copies of each puzzle and how to undo them, for voting
     obeys(puzzles, answers)      which answers are right, by the rules where there are any
-    parse(text), describe(p)     a puzzle that was typed in; what is known about it
+    parse(text), describe(p)     a puzzle that was typed in; words on it, and its answer
     report(attempts, ranks)      what else is to be said about the answers to the test puzzles
 """
 
@@ -36,19 +36,18 @@ class Puzzles:
     inputs: torch.Tensor  # [N, L] uint8 tokens
     labels: torch.Tensor  # [N, L] tokens, 0 where no answer is known
     ids: torch.Tensor  # [N] int64, puzzle identities
-    ratings: torch.Tensor  # [N] guesses that a Sudoku takes, moves of a maze, number of an ARC task
 
     def __len__(self):
         return len(self.inputs)
 
     def __getitem__(self, rows):
-        return Puzzles(self.inputs[rows], self.labels[rows], self.ids[rows], self.ratings[rows])
+        return Puzzles(self.inputs[rows], self.labels[rows], self.ids[rows])
 
 
 # ---- Solvers of many puzzles at once -------------------------------------------------------------
-# A Sudoku is a board, which says which digits may be in which cells: bool [digits, cells]. `units`
-# says which cells are in which row, column and box: 0 or 1, float32 [cells, 3 * size]. In mazes, a
-# set of cells is bool [side, side].
+# A board, bool [digits, cells], tells which digits are still possible in a cell of a Sudoku.
+# `units`, float32 [cells, 3 * size], is 1 where a cell lies in a row, column or box, else 0.
+# In mazes, N sets of cells are bool [N, side, side].
 def unit_matrix(size, device="cpu"):
     """The `units` of a Sudoku, 9x9 with boxes of 3x3 or 6x6 with boxes of 2 rows, 3 columns."""
     row = torch.arange(size, device=device).repeat_interleave(size)
@@ -76,12 +75,12 @@ def propagate(boards, units):
     return torch.where(last_place.any(1, keepdim=True), last_place, left), possible
 
 
-def search(boards, limit=2, at_random=False, width=512, most=1_000_000_000):
+def search(boards, limit=2, at_random=False, width=512, max_guesses=1_000_000_000):
     """Solve N Sudoku at once, depth first.
 
-    Returns how many solutions were found [N], at most `limit`; one of them as
-    digits [N, cells], 0 where there is none; and the guesses, exact if it is the only one [N].
-    After `most` guesses it gives up.
+    Returns for each how many solutions were found [N], at most `limit`; one of them as digits
+    [N, cells], or 0; and the guesses [N], exact with limit 2 where there is one solution. A puzzle
+    that takes `max_guesses` is given up.
     """
     N, size, cells = boards.shape
     units = unit_matrix(size, boards.device)
@@ -92,7 +91,7 @@ def search(boards, limit=2, at_random=False, width=512, most=1_000_000_000):
         top, who = stack[-width:], owner[-width:]  # only these, which bounds the memory
         stack, owner = stack[:-width], owner[:-width]
         new, alive = propagate(top, units)
-        alive &= (found[who] < limit) & (guesses[who] < most)
+        alive &= (found[who] < limit) & (guesses[who] < max_guesses)
         moved = (new != top).any(2).any(1)
         solved = alive & (top.sum(1) == 1).all(1)
         found += who[solved].bincount(minlength=N)
@@ -161,7 +160,7 @@ def hashes(grids):
 
 
 def replace_file(path, content):
-    """Write text beside `path` and move it there, so that no half file has its name."""
+    """Write text beside `path`, then rename it: a crash never leaves half a file at `path`."""
     part = Path(f"{path}.{os.getpid()}.part")  # another process may do the same
     part.write_text(content)
     part.replace(path)
@@ -191,7 +190,7 @@ class Grids:
     def build(self, path, split, count, seed):
         """Generate puzzles, block by block, until the file has `count` of them."""
 
-        def wanted(grids):  # by a hash of the answer or maze: no test set has a training puzzle
+        def wanted(grids):  # a hash of the answer or maze decides: no puzzle is in both
             parity = torch.tensor(hashes(grids), device=grids.device) % 2
             return parity == (split == "test")
 
@@ -218,7 +217,7 @@ class Grids:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             header = next(csv.reader([file.readline(1000)]))
             lines = [(number, line) for number, line in enumerate(file, 2) if line.strip()]
-        if not {"question", "answer", "rating"} <= set(header):
+        if not {"question", "answer"} <= set(header):
             raise ValueError(f"{path}, line 1: the header is {','.join(header)!r}, not {COLUMNS!r}")
         if len(lines) < max(count, 1):
             enough = f"--{split}_size {max(count, 1)}"
@@ -231,22 +230,21 @@ class Grids:
                 row = next(csv.DictReader([line], header, restval=""))
                 question = self.tokens(row["question"], self.clues)
                 answer = self.tokens(row["answer"], self.letters[1:])
-                if not row["rating"].isdecimal() or len(row["rating"]) > 9:
-                    raise ValueError(f"the rating {row['rating']!r} is no number of 1 to 9 digits")
-                rows.append((question, answer, int(row["rating"])))
+                rows.append((question, answer))
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"{path}, line {number}: {error}; correct or remove it") from None
         puzzles = self.puzzles(rows)
         right = self.obeys(puzzles, puzzles.labels).tolist()
         if not all(right):
             number, _ = lines[right.index(False)]
-            raise ValueError(f"{path}, line {number}: the answer must {self.rule}; mend it")
+            raise ValueError(f"{path}, line {number}: the answer must {self.rule}; correct it")
         return puzzles
 
     def puzzles(self, rows):
-        """Rows (tokens of the question, tokens of the answer, rating) as Puzzles."""
-        inputs, labels, ratings = (torch.tensor(part, device=self.device) for part in zip(*rows))
-        return Puzzles(inputs.byte(), labels.byte(), torch.zeros_like(ratings), ratings)
+        """Rows (tokens of the question, tokens of the answer) as Puzzles."""
+        inputs, labels = torch.tensor(rows, dtype=torch.uint8, device=self.device).unbind(1)
+        ids = torch.zeros(len(rows), dtype=torch.long, device=self.device)
+        return Puzzles(inputs, labels, ids)
 
     def tokens(self, text, allowed):
         """A grid as a string to a list of tokens. Raises ValueError, naming the cell."""
@@ -261,7 +259,7 @@ class Grids:
     def parse(self, text):
         """A puzzle typed in one line, labelled where it has one answer. Raises ValueError."""
         tokens = self.tokens(text, self.clues)
-        puzzle = self.puzzles([(tokens, tokens, 0)])
+        puzzle = self.puzzles([(tokens, tokens)])
         _, puzzle.labels = self.describe(puzzle)
         return puzzle
 
@@ -368,9 +366,9 @@ class Sudoku(Grids):
             where = f"{['row', 'column', 'box'][unit // self.side]} {unit % self.side + 1}"
             raise ValueError(f"two equal clues, {digit + 1}, in {where}")
         board = to_boards(puzzle.inputs.long() - 1, self.side)
-        found, answer, guesses = search(board, width=128, most=20_000)  # hard ones take 2000
+        found, answer, guesses = search(board, width=128, max_guesses=20_000)  # most take < 2000
         if found < 2 and guesses >= 20_000:
-            raise ValueError("no solution is known: the search gave up after 20,000 guesses")
+            return "a puzzle that takes over 20,000 guesses", torch.zeros_like(answer)
         one = f"one solution, {guesses.item()} guesses"
         number = ["no solution", one, "several solutions"][found]
         return f"a puzzle with {number}", (answer + 1) * (found == 1)
@@ -394,7 +392,7 @@ class Maze(Grids):
         while len(mazes) < count:
             density = 0.3 + 0.2 * torch.rand(1024, 1, 1, device=self.device)
             floor = torch.rand(1024, self.side, self.side, device=self.device) > density
-            # The start is a cell farthest from a random one: it has nearly the longest way.
+            # For long paths start far away: at a cell farthest from a random one.
             distance = distances(floor, pick(floor))
             start = pick((distance == distance.amax((1, 2), keepdim=True)) & floor)
             goal = pick(distances(floor, start) > self.cfg.min_path)
@@ -437,7 +435,7 @@ class Maze(Grids):
         inputs = self.train.inputs[:, symmetries].flatten(0, 1)
         if self.cfg.data:
             return inputs, self.train.labels[:, symmetries].flatten(0, 1)
-        # Ours are marked anew: turned marks would follow 8 rules, and no maze tells which of them.
+        # Ours are marked anew: of several paths `mark` prefers one, turned marks would another.
         return inputs, self.mark(inputs)[0]
 
     def draw(self, B):
@@ -466,7 +464,7 @@ class Maze(Grids):
 
 
 # ---- ARC-AGI -------------------------------------------------------------------------------------
-# A grid of at most 30x30 lies in a frame of that size, with end marks (1) below and beside it.
+# A grid lies in a frame of side x side cells, with end marks (1) below and beside it.
 def frame(grids, down, right, side):
     """Move grids [B, L] from anywhere to `down` and `right` of the top left. Mark their ends."""
     inside = grids.view(-1, side, side) > 1
@@ -562,7 +560,7 @@ class ARC:
         self.make_identities(shown)
         self.train = self.puzzles(shown)
         self.test = self.puzzles(unseen)
-        self.trained = self.train.ratings.unique()  # tasks that have training pairs
+        self.trained = (self.train.ids // self.A).unique()  # tasks that have training pairs
 
     def read(self, sets):
         """Rows (number of the task, input, output): to train on, and test pairs of the last set."""
@@ -582,7 +580,7 @@ class ARC:
         return shown, unseen
 
     def make_identities(self, shown):
-        """Give each task A augmentations; those of 5 * A random ones that differ on its colours."""
+        """Choose A of 5 * A random augmentations for each task; no two are alike on its colours."""
         # Identity i is augmentation i % A of task i // A, that is a row of one table: a symmetry of
         # the square and a permutation of the colours 1 to 9. The first row changes nothing.
         generator = np.random.default_rng(self.cfg.seed)
@@ -594,7 +592,7 @@ class ARC:
         self.fingerprint = []  # what the vectors belong to
         for number, name in enumerate(self.names):
             text = "".join(str(pair) for task, *pair in shown if task == number)
-            used = [token for token in range(2, 12) if str(token - 2) in text]
+            used = [colour + 2 for colour in range(10) if str(colour) in text]
             looks = np.column_stack([turns, colours[:, used]])
             _, first = np.unique(looks, axis=0, return_index=True)
             distinct = np.sort(first)[: self.A]
@@ -622,7 +620,7 @@ class ARC:
         grids = torch.from_numpy(grids).flatten(2).to(self.device)
         inputs, labels = (frame(part, 0, 0, self.side) for part in grids)
         numbers = torch.tensor([number for number, *_ in rows], device=self.device)
-        return Puzzles(inputs, labels, numbers * self.A, numbers)
+        return Puzzles(inputs, labels, numbers * self.A)
 
     def symmetry(self, ids):
         """The augmentations of the identities [B], as `transform` takes them."""
@@ -630,7 +628,7 @@ class ARC:
 
     def draw(self, B):
         """A batch of tasks in random order: all pairs of each, as one random identity of it."""
-        pairs = self.train.ratings.bincount()  # of each task; they lie in the order of the tasks
+        pairs = (self.train.ids // self.A).bincount()  # of each task, in whose order they lie
         tasks = self.trained[torch.rand(len(self.trained), device=self.device).argsort()]
         tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # B are enough: each has a pair
         ends = pairs[tasks].cumsum(0)
@@ -663,13 +661,13 @@ class ARC:
 
     def obeys(self, puzzles, answers):
         """Are the answers [N, L] the labels, where these are known? [N]"""
-        unknown = puzzles.labels == 0
-        return ((answers == puzzles.labels) | unknown).all(1) & ~unknown.all(1)
+        known = puzzles.labels > 0
+        return ((answers == puzzles.labels) | ~known).all(1) & known.any(1)
 
     def parse(self, text):
         """The first unseen puzzle of a task, or the k-th: NAME or NAME:k. Raises ValueError."""
         name, k = f"{text}:1".split(":")[:2]  # the first where no number is named
-        rows = [row for row, n in enumerate(self.test.ratings) if self.names[n] == name]
+        rows = [row for row, id in enumerate(self.test.ids) if self.names[id // self.A] == name]
         if k not in [str(number) for number in range(1, len(rows) + 1)]:
             raise ValueError(f"no unseen puzzle {text} in --sets {self.cfg.sets} fits --size")
         return self.test[[rows[int(k) - 1]]]
@@ -677,10 +675,10 @@ class ARC:
     def describe(self, puzzle):
         """The pairs that show the rule of a task, and the answer [1, L]."""
         pairs = self.train[self.train.ids == puzzle.ids]
-        words = [f"task {self.names[puzzle.ratings]}"]
+        words = [f"task {self.names[puzzle.ids // self.A]}"]
         for question, answer in zip(pairs.inputs, pairs.labels):
             words += [self.picture(question), "becomes", self.picture(answer), ""]
-        return "\n".join([*words, "what becomes of the grid above?"]), puzzle.labels
+        return "\n".join([*words, "what becomes of this grid?"]), puzzle.labels
 
     def grid(self, tokens):
         """The grid in a frame [L] as lists of colours; a single 0 where there is none."""
@@ -694,7 +692,7 @@ class ARC:
 
     def report(self, attempts, ranks):
         """Print pass@K for ranks of the truth [N]; write attempts [N, 2, L] to submission.json."""
-        numbers = self.test.ratings.cpu()
+        numbers = (self.test.ids // self.A).cpu()
         known = (self.test.labels > 0).any(1).cpu()
         tasks = numbers[known]
         if len(tasks) > 0:  # the mean over the inputs of a task, then over the tasks

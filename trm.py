@@ -46,7 +46,7 @@ class Config:
     size: int = 9  # cells on a side of the grid; ARC: of the largest grids
     data: str = ""  # folder with train.csv and test.csv or ARC's files; empty: built-in puzzles
     train_size: int = 1000  # puzzles to train on (section 5); ARC: all
-    test_size: int = 0  # unseen puzzles to evaluate on; 0: all of the file, or 1000 built-in ones
+    test_size: int = 0  # unseen puzzles; 0: all of the file, or 1000 built-in ones; ARC: all
     min_path: int = 110  # mazes: the shortest path has more moves than this
     sets: str = "training,concept,evaluation"  # ARC: the test pairs of the last set are unseen
     augmentations: int = 1000  # ARC: copies of each task, each an identity of its own (section 5)
@@ -665,7 +665,7 @@ def parse(argv):
     usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: preset sudoku"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "eval", "solve"])
-    parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run, or a file")
+    parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a file")
     parser.add_argument("puzzle", nargs="?", help="solve: one line, `.` is a blank; an ARC task")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
     either = parser.add_mutually_exclusive_group()
@@ -697,7 +697,7 @@ def run_training(args, path, changes, device):
     depth = cfg.T * (cfg.n + 1) * cfg.n_layers
     print(f"depth {depth}, {1 + cfg.q_learning} forward passes, {parameters:,} parameters")
     if cfg.steps == 0:
-        print(cfg)
+        print(PRESETS[args.name])
         return
     if cfg.dtype == "auto":
         is_fast = torch.cpu._is_avx512_bf16_supported()
