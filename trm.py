@@ -144,9 +144,9 @@ class Linear(nn.Linear):
 
     def __init__(self, d_in, d_out):
         super().__init__(d_in, d_out, bias=False)
-        trunc_normal_(self.weight.data, std=d_in**-0.5)
+        trunc_normal_(self.weight, std=d_in**-0.5)
 
-    def forward(self, h, dim=-1):
+    def forward(self, h, dim=-1):  # [..., d_in], or [d_in, ...] for dim 0
         weight = self.weight.to(h.dtype)  # the stored one stays float32
         return torch.tensordot(weight, h, 1) if dim == 0 else h @ weight.T
 
@@ -168,7 +168,7 @@ class SwiGLU(nn.Module):
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
-    def forward(self, h):
+    def forward(self, h):  # [B, S, D], or [S, B, D] for dim 0
         gate, up = self.gate_up(h, self.dim).chunk(2, self.dim)
         return self.down(F.silu(gate) * up, self.dim)
 
@@ -179,7 +179,7 @@ class Attention(nn.Module):
     def __init__(self, S, cfg):
         super().__init__()
         self.head_dim = cfg.D // cfg.heads
-        if cfg.D % (2 * cfg.heads) > 0:
+        if cfg.D % (2 * cfg.heads):
             raise ValueError(f"--heads {cfg.heads}: D {cfg.D} must divide into heads of even size")
         self.qkv = Linear(cfg.D, 3 * cfg.D)
         self.o = Linear(cfg.D, cfg.D)
@@ -200,8 +200,8 @@ class Attention(nn.Module):
         if h.is_cuda:
             h = F.scaled_dot_product_attention(q, k, v)
         else:  # the same; the library's is several times slower on a CPU in bfloat16
-            scores = q @ k.mT / self.head_dim**0.5  # [B, heads, S, S]
-            h = scores.softmax(-1) @ v
+            scores = (q @ k.mT).float() / self.head_dim**0.5  # [B, heads, S, S]
+            h = scores.softmax(-1).to(v) @ v
         return self.o(h.transpose(1, 2).flatten(2))  # the heads side by side
 
 
@@ -231,7 +231,7 @@ class TRM(nn.Module):
         self.recursion = globals()[f"{cfg.recursion}_recursion"]  # latent_recursion, or another
         self.S = cfg.prefix + L
         self.tokens = nn.Embedding(V, cfg.D)
-        trunc_normal_(self.tokens.weight.data, std=cfg.D**-0.5)
+        trunc_normal_(self.tokens.weight, std=cfg.D**-0.5)
         self.nets = nn.ModuleList()  # one network; HRM has two
         for _ in range(cfg.networks):
             self.nets.append(nn.Sequential(*[Block(self.S, cfg) for _ in range(cfg.n_layers)]))
@@ -589,7 +589,7 @@ def build(cfg, device, saved=None):
     if dist.is_initialized():  # each process has slots of its own, new ones where a run goes on
         run["slots"] = {}
         world = dist.get_world_size()
-        if cfg.batch % world > 0:
+        if cfg.batch % world:
             raise ValueError(f"--batch {cfg.batch}: {world} processes cannot share it evenly")
         model.cfg = replace(cfg, batch=cfg.batch // world)
         torch.manual_seed(cfg.seed + 1000 * run["step"] + dist.get_rank())
@@ -633,7 +633,7 @@ def train(cfg, path, task, run, signals=()):
         recent.append(torch.stack(list(report.values())))
         stop = bool(signals)
         saves = stop or step == cfg.steps or step % cfg.save_every == 0
-        if not saves and step % cfg.log_every > 0:
+        if not saves and step % cfg.log_every:
             continue
         means = dict(zip(report, torch.stack(recent).mean(0).tolist()))  # waits for the device
         if not math.isfinite(means["loss"]):
