@@ -76,11 +76,10 @@ def propagate(boards, units):
 
 
 def search(boards, limit=2, at_random=False, width=512, max_guesses=1_000_000_000):
-    """Solve N Sudoku at once, depth first.
+    """Solve N Sudoku at once, depth first, each until it has `limit` solutions or `max_guesses`.
 
-    Returns for each how many solutions were found [N], at most `limit`; one of them as digits
-    [N, cells], or 0; and the guesses [N], exact with limit 2 where there is one solution. A puzzle
-    that takes `max_guesses` is given up.
+    Returns the number of solutions [N]; one of them as digits [N, cells], 0 if there is none; and
+    the guesses [N], exact with limit 2 where there is one solution.
     """
     N, size, cells = boards.shape
     units = unit_matrix(size, boards.device)
@@ -449,10 +448,10 @@ class Maze(Grids):
         mazes = puzzles.inputs
         marked = (mazes == 2) & (answers == 5)
         kept = ((answers == mazes) | marked).all(1)
-        ends = ((mazes == 3).sum(1) == 1) & ((mazes == 4).sum(1) == 1)
+        has_ends = ((mazes == 3).sum(1) == 1) & ((mazes == 4).sum(1) == 1)
         _, shortest = self.mark(mazes)
         _, along_marks = self.mark(torch.where(answers == 2, 1, answers))
-        return kept & ends & (marked.sum(1) + 1 == shortest) & (along_marks == shortest)
+        return kept & has_ends & (marked.sum(1) + 1 == shortest) & (along_marks == shortest)
 
     def describe(self, puzzle):
         """Words on one maze, and its answer [1, L], 0 if it has none. Raises ValueError."""
@@ -540,7 +539,7 @@ class ARC:
     def __init__(self, cfg, device):
         self.cfg, self.device = cfg, device
         self.side, self.length = cfg.size, cfg.size**2
-        self.A = 1 + cfg.augmentations
+        self.per_task = 1 + cfg.augmentations  # identities of a task
         self.names = []  # of the tasks that are small enough
         self.entries = {}  # of submission.json: the tasks of the last set, their test inputs
         sets = cfg.sets.split(",")
@@ -560,7 +559,7 @@ class ARC:
         self.make_identities(shown)
         self.train = self.puzzles(shown)
         self.test = self.puzzles(unseen)
-        self.trained = (self.train.ids // self.A).unique()  # tasks that have training pairs
+        self.trained = self.task_of(self.train.ids).unique()  # tasks that have training pairs
 
     def read(self, sets):
         """Rows (number of the task, input, output): to train on, and test pairs of the last set."""
@@ -580,27 +579,26 @@ class ARC:
         return shown, unseen
 
     def make_identities(self, shown):
-        """Choose A of 5 * A random augmentations for each task; no two are alike on its colours."""
-        # Identity i is augmentation i % A of task i // A, that is a row of one table: a symmetry of
-        # the square and a permutation of the colours 1 to 9. The first row changes nothing.
+        """Choose each task's augmentations out of many; no two are alike on its colours."""
+        # One table has a symmetry of the square and a permutation of the colours 1 to 9 in a row.
         generator = np.random.default_rng(self.cfg.seed)
-        turns = generator.integers(0, 8, 5 * self.A)  # some will look alike
-        turns[0] = 0
-        colours = np.tile(np.arange(12), (5 * self.A, 1))
+        turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
+        turns[0] = 0  # the first row changes nothing
+        colours = np.tile(np.arange(12), (5 * self.per_task, 1))
         colours[1:, 3:] = generator.permuted(colours[1:, 3:], axis=1)  # 0 stays black
-        rows = []  # of the table, for each identity; repeated if there are fewer than A
+        chosen = []  # the row of each identity; repeated where there are too few
         self.fingerprint = []  # what the vectors belong to
         for number, name in enumerate(self.names):
             text = "".join(str(pair) for task, *pair in shown if task == number)
             used = [colour + 2 for colour in range(10) if str(colour) in text]
             looks = np.column_stack([turns, colours[:, used]])
             _, first = np.unique(looks, axis=0, return_index=True)
-            distinct = np.sort(first)[: self.A]
-            rows.append(np.resize(distinct, self.A))
+            distinct = np.sort(first)[: self.per_task]
+            chosen.append(np.resize(distinct, self.per_task))
             crc = zlib.crc32(text.encode() + looks[distinct].tobytes())
             self.fingerprint.append(f"{name} in {len(distinct)} augmentations ({crc:08x})")
-        self.identities = len(rows) * self.A
-        self.rows = torch.tensor(np.concatenate(rows), device=self.device)
+        self.identities = len(chosen) * self.per_task
+        self.chosen = torch.tensor(np.concatenate(chosen), device=self.device)
         self.cells = square_symmetries(self.side, self.device)[torch.tensor(turns)]
         self.colours = torch.tensor(colours, device=self.device)
 
@@ -620,23 +618,27 @@ class ARC:
         grids = torch.from_numpy(grids).flatten(2).to(self.device)
         inputs, labels = (frame(part, 0, 0, self.side) for part in grids)
         numbers = torch.tensor([number for number, *_ in rows], device=self.device)
-        return Puzzles(inputs, labels, numbers * self.A)
+        return Puzzles(inputs, labels, numbers * self.per_task)
+
+    def task_of(self, ids):
+        """The numbers of the tasks that these identities belong to."""
+        return ids // self.per_task
 
     def symmetry(self, ids):
         """The augmentations of the identities [B], as `transform` takes them."""
-        return self.cells[self.rows[ids]], self.colours[self.rows[ids]]
+        return self.cells[self.chosen[ids]], self.colours[self.chosen[ids]]
 
     def draw(self, B):
         """A batch of tasks in random order: all pairs of each, as one random identity of it."""
-        pairs = (self.train.ids // self.A).bincount()  # of each task, in whose order they lie
+        pairs = self.task_of(self.train.ids).bincount()  # of each task, in whose order they lie
         tasks = self.trained[torch.rand(len(self.trained), device=self.device).argsort()]
         tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # B are enough: each has a pair
-        ends = pairs[tasks].cumsum(0)
+        stops = pairs[tasks].cumsum(0)  # the slot after the last pair of each
         slot = torch.arange(B, device=self.device)
-        which = torch.searchsorted(ends, slot, right=True)  # [B], the drawn task of each slot
-        number = slot - (ends - pairs[tasks])[which]  # [B], the pair of the task
+        which = torch.searchsorted(stops, slot, right=True)  # [B], the drawn task of each slot
+        number = slot - (stops - pairs[tasks])[which]  # [B], the pair of the task
         rows = (pairs.cumsum(0) - pairs)[tasks[which]] + number
-        ids = (tasks * self.A + torch.randint_like(tasks, self.A))[which]
+        ids = (tasks * self.per_task + torch.randint_like(tasks, self.per_task))[which]
         inputs = transform(self.train.inputs[rows], *self.symmetry(ids))
         labels = transform(self.train.labels[rows], *self.symmetry(ids))
         # One pair of each task lies at the top left, the others are moved somewhere in the frame.
@@ -649,7 +651,7 @@ class ARC:
 
     def copies(self, inputs, ids, A):
         """Each puzzle as the first A identities of its task; their ids; what maps answers back."""
-        ids = (ids[:, None] + torch.arange(A, device=self.device) % self.A).flatten()
+        ids = (ids[:, None] + torch.arange(A, device=self.device) % self.per_task).flatten()
         symmetry = self.symmetry(ids)
         inverse = [part.argsort(1) for part in symmetry]
 
@@ -667,7 +669,7 @@ class ARC:
     def parse(self, text):
         """The first unseen puzzle of a task, or the k-th: NAME or NAME:k. Raises ValueError."""
         name, k = f"{text}:1".split(":")[:2]  # the first where no number is named
-        rows = [row for row, id in enumerate(self.test.ids) if self.names[id // self.A] == name]
+        rows = [row for row, id in enumerate(self.test.ids) if self.names[self.task_of(id)] == name]
         if k not in [str(number) for number in range(1, len(rows) + 1)]:
             raise ValueError(f"no unseen puzzle {text} in --sets {self.cfg.sets} fits --size")
         return self.test[[rows[int(k) - 1]]]
@@ -675,7 +677,7 @@ class ARC:
     def describe(self, puzzle):
         """The pairs that show the rule of a task, and the answer [1, L]."""
         pairs = self.train[self.train.ids == puzzle.ids]
-        words = [f"task {self.names[puzzle.ids // self.A]}"]
+        words = [f"task {self.names[self.task_of(puzzle.ids)]}"]
         for question, answer in zip(pairs.inputs, pairs.labels):
             words += [self.picture(question), "becomes", self.picture(answer), ""]
         return "\n".join([*words, "what becomes of this grid?"]), puzzle.labels
@@ -692,7 +694,7 @@ class ARC:
 
     def report(self, attempts, ranks):
         """Print pass@K for ranks of the truth [N]; write attempts [N, 2, L] to submission.json."""
-        numbers = (self.test.ids // self.A).cpu()
+        numbers = self.task_of(self.test.ids).cpu()
         known = (self.test.labels > 0).any(1).cpu()
         tasks = numbers[known]
         if len(tasks) > 0:  # the mean over the inputs of a task, then over the tasks
