@@ -544,7 +544,7 @@ def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
 def test_checkpoints_that_are_damaged_or_hold_code_are_refused(capsys, monkeypatch):
     assert run(f"{TRAIN} --run a --D 4") == 0
     whole = trm.load("runs/a/checkpoint.pt")
-    good = np.fromfile("runs/a/checkpoint.pt", np.uint8)
+    good, log = np.fromfile("runs/a/checkpoint.pt", np.uint8), Path("runs/a/log.csv").read_text()
     draw = np.random.default_rng(0)
     for share in [0, 0.003, 0.05, 1] * 6:  # bytes that are wrong, and the end is missing
         bad = good + (draw.random(len(good)) < share).astype(np.uint8)
@@ -561,6 +561,7 @@ def test_checkpoints_that_are_damaged_or_hold_code_are_refused(capsys, monkeypat
     with pytest.raises(ZeroDivisionError):  # what cannot be written leaves the old one
         run(f"{TRAIN} --run a --D 4 --overwrite")
     assert equal(trm.load("runs/a/checkpoint.pt"), whole)
+    assert Path("runs/a/log.csv").read_text() == log
 
 
 def shell(arguments, **environment):
@@ -596,8 +597,7 @@ def test_two_processes_equal_one_that_sees_both_batches(capsys, monkeypatch):
     assert done.stdout.count("step 3 of 3") == 1, done.stderr  # only the first one is heard
     assert run(f"{TRAIN} --run rank0 --steps 4 --resume") == 0  # by one process
     assert not os.listdir("runs/rank1")  # only the first one writes
-    first, second = torch.load("rank0.pt"), torch.load("rank1.pt")
-    one = several_steps(8, 0)
+    first, second, one = torch.load("rank0.pt"), torch.load("rank1.pt"), several_steps(8, 0)
     assert equal(first, second) and one["puzzle_vectors"].count_nonzero() == 64
     torch.testing.assert_close(dict(first), dict(one), atol=1e-6, rtol=0)
     monkeypatch.setattr("trm.dist.is_initialized", lambda: True)

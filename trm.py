@@ -651,11 +651,11 @@ def train(cfg, path, task, run, signals=()):
             line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
         if is_first and saves:
+            run.update(slots={} if dist.is_initialized() else slots, step=step)
+            save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
             table = [row, *[old.values() for old in rows]]  # the names, then the values
             content = "\n".join(",".join(map(str, cells)) for cells in table)
             data.replace_file(path.with_name("log.csv"), f"{content}\n")
-            run.update(slots={} if dist.is_initialized() else slots, step=step)
-            save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
         recent, began = [], time.perf_counter()
 
 
