@@ -65,8 +65,8 @@ def to_boards(digits, size):
 def propagate(boards, units):
     """One round of the two simple rules. Returns new boards, and which boards are possible [N]."""
     single = boards.sum(1, keepdim=True) == 1  # [N, 1, cells], cells with one digit left
-    places = boards.float() @ units  # [N, digits, units], the cells where a digit may be
-    settled = (boards & single).float() @ units  # the cells where it is
+    places = boards.float() @ units  # [N, digits, units], in how many cells it may be
+    settled = (boards & single).float() @ units  # in how many it is
     possible = ((places > 0) & (settled < 2)).all((1, 2)) & boards.any(1).all(1)
     # A digit that is settled in a cell leaves the other cells of its row, column and box.
     left = boards & (single | (settled @ units.T == 0))
@@ -91,7 +91,7 @@ def search(boards, limit=2, at_random=False, width=512, max_guesses=1_000_000_00
         stack, owner = stack[:-width], owner[:-width]
         new, alive = propagate(top, units)
         alive &= (found[who] < limit) & (guesses[who] < max_guesses)
-        moved = (new != top).any(2).any(1)
+        moved = (new != top).any((1, 2))
         solved = alive & (top.sum(1) == 1).all(1)
         found += who[solved].bincount(minlength=N)
         chosen = torch.full_like(found, -1)  # [N], the row of `top` that is the answer, -1: none
@@ -326,7 +326,7 @@ class Sudoku(Grids):
         return questions + 1, answers + 1, guesses
 
     def symmetries(self, B):
-        """Random symmetries: of digits, bands, rows, stacks and columns; in 9x9 half transpose."""
+        """Random symmetries: of digits, bands, rows, stacks, columns; half of 9x9 is transposed."""
 
         def shuffled(*shape):  # random permutations along the last dimension
             return torch.rand(B, *shape, device=self.device).argsort(-1)
@@ -395,7 +395,7 @@ class Maze(Grids):
             distance = distances(floor, pick(floor))
             start = pick((distance == distance.amax((1, 2), keepdim=True)) & floor)
             goal = pick(distances(floor, start) > self.cfg.min_path)
-            new = (1 + floor.long() + start + 2 * goal)[goal.any(2).any(1)].flatten(1)
+            new = (1 + floor.long() + start + 2 * goal)[goal.any((1, 2))].flatten(1)
             mazes = torch.cat([mazes, new[wanted(new)]]).unique(dim=0)
             tries += 1
             if tries > 200 + len(mazes):
@@ -630,7 +630,7 @@ class ARC:
 
     def draw(self, B):
         """A batch of tasks in random order: all pairs of each, as one random identity of it."""
-        pairs = self.task_of(self.train.ids).bincount()  # of each task, in whose order they lie
+        pairs = self.task_of(self.train.ids).bincount()  # of each task; train is in this order
         tasks = self.trained[torch.rand(len(self.trained), device=self.device).argsort()]
         tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # B are enough: each has a pair
         stops = pairs[tasks].cumsum(0)  # the slot after the last pair of each
@@ -671,7 +671,7 @@ class ARC:
         name, k = f"{text}:1".split(":")[:2]  # the first where no number is named
         rows = [row for row, id in enumerate(self.test.ids) if self.names[self.task_of(id)] == name]
         if k not in [str(number) for number in range(1, len(rows) + 1)]:
-            raise ValueError(f"no unseen puzzle {text} in --sets {self.cfg.sets} fits --size")
+            raise ValueError(f"{text} is no unseen puzzle of --sets {self.cfg.sets} within --size")
         return self.test[[rows[int(k) - 1]]]
 
     def describe(self, puzzle):

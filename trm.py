@@ -9,7 +9,7 @@
     refill, halting, update_ema, train_step  deep supervision                sections 2.4, 4.6, 4.7
     one_step_recursion, ...                  what TRM is compared with       section 2, Table 2
     think, vote, evaluate, solve             answers at test time            section 5
-    load_published, train, main              checkpoints and commands        section 5
+    load_published, train, main              checkpoints and commands
 
 Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hidden size, V tokens.
 """
@@ -64,7 +64,7 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance that halting needs 2 to N_sup steps, drawn (section 2.5)
+    explore: float = 0.1  # chance at each step that halting needs 2 to N_sup (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -80,8 +80,8 @@ class Config:
     # Evaluation
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
     all_steps: bool = False  # go on with an answer that the halting head is sure of
-    augment: int = 1  # symmetric copies of each puzzle, which vote
-    rollouts: int = 1  # tries of each copy, told apart by noise
+    augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
+    rollouts: int = 1  # tries of each copy, all alike without noise
     noise: float = 0.0  # standard deviation of what is added to z before each step
     pick: Literal["vote", "q"] = "vote"  # which copy answers: by most votes, or by the highest q
     # The machine
@@ -321,7 +321,7 @@ def losses(logits, q, labels, kind):
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
-    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting would wait for a GPU
+    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: to count would wait for a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if not slots:
@@ -435,7 +435,7 @@ def continue_target(model, x, y, z, last):
 # ---- Evaluation: the same supervision steps, without supervision ---------------------------------
 @torch.no_grad()
 def think(model, task, puzzles):
-    """Yield answers [P, C, L] and halting logits [P, C] after each step; C = rollouts x augment."""
+    """Yield each step's answers [P, C, L], best first, and q [P, C]; C = augment x rollouts."""
     cfg = model.cfg
     P, L = puzzles.inputs.shape
     tries = puzzles[torch.arange(P).repeat_interleave(cfg.rollouts)]
@@ -457,7 +457,7 @@ def think(model, task, puzzles):
             ranked = [vote(*copies, cfg.pick) for copies in zip(found.cpu(), logit.cpu())]
             found, logit = (torch.stack(parts).to(inputs.device) for parts in zip(*ranked))
         yield found, logit
-        if not cfg.all_steps:  # a copy leaves when it is sure, also in HRM, and did not change
+        if not cfg.all_steps:  # a copy leaves when q says halt, in HRM too, and nothing changed
             stay = (answers[rows] != before).any(1) | (q[:, 0] <= 0)
             rows, x, y, z = rows[stay], x[stay], y[stay], z[stay]
         if not len(rows):
@@ -477,7 +477,7 @@ def vote(answers, q, pick):
 
 
 def evaluate(model, task, puzzles):
-    """Are they exact, solved, is q right, rank: [4, N_eval, N]; the two best answers [N, 2, L]."""
+    """Scores [4, N_eval, N]: exact, solved, q right, rank; and the two best answers [N, 2, L]."""
     cfg = model.cfg
     scores = torch.zeros(4, cfg.N_eval, len(puzzles))
     attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
@@ -491,7 +491,7 @@ def evaluate(model, task, puzzles):
                 solved = task.obeys(part, answers[:, 0])
                 rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
                 found = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
-                scores[:, step:, rows] = found[:, None].cpu()  # `step:`, for now all may leave
+                scores[:, step:, rows] = found[:, None].cpu()  # `step:`, all may leave now
             attempts[rows] = answers[:, :2].byte().cpu()
     return scores, attempts
 
@@ -512,7 +512,7 @@ def print_evaluation(model, task):
 
 
 def solve(model, task, puzzle, svg=None):
-    """Print the answer to a puzzle after each step, until it is sure and at rest; draw a film."""
+    """Print the answer to a puzzle after each step, until all copies have left; draw a film."""
     words, _ = task.describe(puzzle)
     question = replace(puzzle, labels=torch.zeros_like(puzzle.labels))  # nothing is right or wrong
     print(f"\n{words}\n{data.show(task, question, puzzle.inputs[0])}")
@@ -613,7 +613,7 @@ def handle_signals(handler):
         signal.signal(signal.SIGTERM, handler)
 
 
-def train(cfg, path, task, run, signals=()):
+def train(cfg, path, task, run, signals):
     """Train until the end or a signal. Writes `path`, and log.csv beside it, each save_every."""
     model, ema, optimizer, slots, step, rows = run.values()
     is_first = not dist.is_initialized() or dist.get_rank() == 0  # of several processes
@@ -697,7 +697,7 @@ def run_training(args, path, changes, device):
     depth = cfg.T * (cfg.n + 1) * cfg.n_layers
     print(f"depth {depth}, {1 + cfg.q_learning} forward passes, {parameters:,} parameters")
     if cfg.steps == 0:
-        print(PRESETS[args.name])
+        print("preset:", PRESETS[args.name])
         return
     if cfg.dtype == "auto":
         is_fast = torch.cpu._is_avx512_bf16_supported()
