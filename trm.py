@@ -569,7 +569,7 @@ def load_published(weights, L=81, V=11, **changes):
 
 # ---- Training ------------------------------------------------------------------------------------
 def build(cfg, device, saved=None):
-    """The task and the state of a run: new, or from a checkpoint."""
+    """The task and the state of a run, new or from a checkpoint, in the order of `train`."""
     task = data.TASKS[cfg.task](cfg, device)
     task.compare(saved["fingerprint"] if saved else task.fingerprint)  # tells of leaks
     torch.manual_seed(cfg.seed)
