@@ -579,8 +579,8 @@ class ARC:
         return shown, unseen
 
     def make_identities(self, shown):
-        """Choose each task's augmentations out of many; no two are alike on its colours."""
-        # One table has a symmetry of the square and a permutation of the colours 1 to 9 in a row.
+        """Choose random augmentations for each task; no two are alike on its colours."""
+        # A row of the table is a symmetry of the square and a permutation of the colours 1 to 9.
         generator = np.random.default_rng(self.cfg.seed)
         turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
         turns[0] = 0  # the first row changes nothing

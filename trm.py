@@ -491,7 +491,7 @@ def evaluate(model, task, puzzles):
                 solved = task.obeys(part, answers[:, 0])
                 rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
                 found = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
-                scores[:, step:, rows] = found[:, None].cpu()  # `step:`, all may leave now
+                scores[:, step:, rows] = found[:, None].cpu()  # `step:`, as all may leave now
             attempts[rows] = answers[:, :2].byte().cpu()
     return scores, attempts
 
