@@ -129,7 +129,7 @@ def distances(floor, start):
     return distance
 
 
-def pick(cells):
+def random_cell(cells):
     """One cell of each set, at random; none of an empty set."""
     noise = torch.rand(cells.shape, device=cells.device) * cells
     highest = noise.flatten(1).argmax(1)
@@ -350,7 +350,7 @@ class Sudoku(Grids):
         return transform(batch.inputs, *symmetry), transform(batch.labels, *symmetry), batch.ids
 
     def counts(self, grids):
-        """How often each digit is in each row, column and box of grids [N, L]."""
+        """In grids [N, L], how often a row, column or box has a digit: [N, digits, 3 * size]."""
         units = unit_matrix(self.side, grids.device)
         return torch.stack([(grids == digit).float() @ units for digit in range(2, self.vocab)], 1)
 
@@ -392,9 +392,9 @@ class Maze(Grids):
             density = 0.3 + 0.2 * torch.rand(1024, 1, 1, device=self.device)
             floor = torch.rand(1024, self.side, self.side, device=self.device) > density
             # For long paths start far away: at a cell farthest from a random one.
-            distance = distances(floor, pick(floor))
-            start = pick((distance == distance.amax((1, 2), keepdim=True)) & floor)
-            goal = pick(distances(floor, start) > self.cfg.min_path)
+            distance = distances(floor, random_cell(floor))
+            start = random_cell((distance == distance.amax((1, 2), keepdim=True)) & floor)
+            goal = random_cell(distances(floor, start) > self.cfg.min_path)
             new = (1 + floor.long() + start + 2 * goal)[goal.any((1, 2))].flatten(1)
             mazes = torch.cat([mazes, new[wanted(new)]]).unique(dim=0)
             tries += 1
@@ -471,7 +471,7 @@ def frame(grids, down, right, side):
     line = torch.arange(side, device=grids.device)
     rows = (line + (top - down)[:, None]) % side  # [B, side], where each row comes from
     columns = (line + (left - right)[:, None]) % side
-    cells = rows[:, :, None] * side + columns[:, None, :]
+    cells = rows[:, :, None] * side + columns[:, None, :]  # [B, side, side]
     grids = grids.gather(1, cells.flatten(1)).view(-1, side, side)
     inside = grids > 1
     ends = F.pad(inside, (0, 0, 1, -1)) | F.pad(inside, (1, -1))  # below and beside
@@ -579,7 +579,7 @@ class ARC:
         return shown, unseen
 
     def make_identities(self, shown):
-        """Choose random augmentations for each task; no two are alike on its colours."""
+        """Choose random augmentations for each task, distinct on its colours where enough are."""
         # A row of the table is a symmetry of the square and a permutation of the colours 1 to 9.
         generator = np.random.default_rng(self.cfg.seed)
         turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
@@ -636,14 +636,14 @@ class ARC:
         stops = pairs[tasks].cumsum(0)  # the slot after the last pair of each
         slot = torch.arange(B, device=self.device)
         which = torch.searchsorted(stops, slot, right=True)  # [B], the drawn task of each slot
-        number = slot - (stops - pairs[tasks])[which]  # [B], the pair of the task
-        rows = (pairs.cumsum(0) - pairs)[tasks[which]] + number
+        pair = slot - (stops - pairs[tasks])[which]  # [B], which pair of its task
+        rows = (pairs.cumsum(0) - pairs)[tasks[which]] + pair
         ids = (tasks * self.per_task + torch.randint_like(tasks, self.per_task))[which]
         inputs = transform(self.train.inputs[rows], *self.symmetry(ids))
         labels = transform(self.train.labels[rows], *self.symmetry(ids))
         # One pair of each task lies at the top left, the others are moved somewhere in the frame.
         corner, down, right = torch.rand(3, B, device=self.device)
-        is_moved = number != (corner * pairs[tasks]).long()[which]
+        is_moved = pair != (corner * pairs[tasks]).long()[which]
         inside = ((inputs > 1) | (labels > 1)).view(B, self.side, self.side)
         down = (down * (self.side + 1 - inside.any(2).sum(1))).long() * is_moved
         right = (right * (self.side + 1 - inside.any(1).sum(1))).long() * is_moved

@@ -86,7 +86,7 @@ class Config:
     pick: Literal["vote", "q"] = "vote"  # which copy answers: by most votes, or by the highest q
     # The machine
     seed: int = 0  # of the training puzzles, the weights and the training
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the faster for training
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what trains faster here
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next
     save_every: int = 500  # steps from one checkpoint and look at unseen puzzles to the next
@@ -114,7 +114,7 @@ HRM = {"mixing": "attention", "n_layers": 4, "networks": 2, "n": 2, "T": 2}
 HRM.update(recursion="one_step", q_learning=True, ema=0.0)
 ARC = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1)
 SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
-SIX = replace(SMALL, size=6, mixing="attention", heads=4, N_sup=8, N_start=0.125)
+ATT6 = replace(SMALL, size=6, mixing="attention", heads=4, N_sup=8, N_start=0.125)
 PRESETS = {
     "sudoku": Config(),
     "sudoku-att": Config(mixing="attention"),
@@ -122,8 +122,8 @@ PRESETS = {
     "sudoku-fast": Config(**SHORT, lr=4e-4, steps=30_000),  # a guess, never tried
     "sudoku-small": replace(SMALL, **SHORT, n=4, ema=0.997, steps=4200),  # n 2, 7000 steps: worse
     "sudoku-6x6": replace(SMALL, size=6, N_sup=8, lr=4e-3, weight_decay=1.0, steps=1000),
-    "sudoku-6x6-att": replace(SIX, lr=4e-3, steps=4000),  # after fewer steps seeds differ
-    "sudoku-6x6-hrm": replace(SIX, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
+    "sudoku-6x6-att": replace(ATT6, lr=4e-3, steps=4000),  # after fewer steps seeds differ
+    "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
     "maze": Config(task="maze", size=30, mixing="attention", n=4),
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125, weight_decay=0.3),
     "arc1": replace(ARC, augment=1001),
@@ -188,7 +188,7 @@ class Attention(nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
-    def rotate(self, q):
+    def rotate(self, q):  # q or k, [B, heads, S, head_dim]
         """Turn each pair (q[i], q[i + head_dim / 2]) by an angle that grows with the position."""
         a, b = q.chunk(2, -1)
         return (q * self.cos + torch.cat([-b, a], -1) * self.sin).to(q.dtype)
@@ -321,7 +321,7 @@ def losses(logits, q, labels, kind):
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
-    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: to count would wait for a GPU
+    inputs, labels, ids = task.draw(model.cfg.batch)  # for all slots: counting waits for the GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if not slots:
@@ -435,7 +435,7 @@ def continue_target(model, x, y, z, last):
 # ---- Evaluation: the same supervision steps, without supervision ---------------------------------
 @torch.no_grad()
 def think(model, task, puzzles):
-    """Yield each step's answers [P, C, L], best first, and q [P, C]; C = augment x rollouts."""
+    """Yield for P puzzles each step's answers by C copies [P, C, L], best first, and q [P, C]."""
     cfg = model.cfg
     P, L = puzzles.inputs.shape
     tries = puzzles[torch.arange(P).repeat_interleave(cfg.rollouts)]
@@ -443,8 +443,8 @@ def think(model, task, puzzles):
     x = model.embed(inputs, model.puzzle_vectors[ids])
     y, z = model.initial_state(len(inputs))
     rows = torch.arange(len(inputs), device=inputs.device)  # of the copies that still think
-    answers = torch.zeros_like(inputs)
-    halt = torch.zeros_like(ids, dtype=torch.float32)
+    answers = torch.zeros_like(inputs)  # [P * C, L], C = augment x rollouts
+    halt = torch.zeros_like(ids, dtype=torch.float32)  # [P * C]
     for _ in range(cfg.N_eval):
         if cfg.noise:
             z = torch.normal(z, cfg.noise)
@@ -481,7 +481,7 @@ def evaluate(model, task, puzzles):
     cfg = model.cfg
     scores = torch.zeros(4, cfg.N_eval, len(puzzles))
     attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
-    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # more fit without gradient
+    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # without gradient more fit in
     with torch.random.fork_rng():  # training goes on as if nobody had looked
         torch.manual_seed(cfg.seed)
         for rows in torch.arange(len(puzzles)).split(size):
@@ -490,8 +490,8 @@ def evaluate(model, task, puzzles):
                 right = is_right(answers, part.labels[:, None])  # [P, C]
                 solved = task.obeys(part, answers[:, 0])
                 rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
-                found = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
-                scores[:, step:, rows] = found[:, None].cpu()  # `step:`, as all may leave now
+                results = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
+                scores[:, step:, rows] = results[:, None].cpu()  # `step:`, as all may leave now
             attempts[rows] = answers[:, :2].byte().cpu()
     return scores, attempts
 
@@ -553,7 +553,7 @@ PUBLISHED_NAMES = {  # regular expressions
 
 
 def load_published(weights, L=81, V=11, **changes):
-    """A TRM of published weights; n, T, heads and prefix are the paper's, or in `changes`."""
+    """A TRM of published weights; n, T, heads, prefix are those for Sudoku, or in `changes`."""
     for theirs, ours in PUBLISHED_NAMES.items():
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     if not {"y_init", "puzzle_vectors", "nets.0.0.mlp.down.weight"} <= weights.keys():
@@ -569,7 +569,7 @@ def load_published(weights, L=81, V=11, **changes):
 
 # ---- Training ------------------------------------------------------------------------------------
 def build(cfg, device, saved=None):
-    """The task and the state of a run, new or from a checkpoint, in the order of `train`."""
+    """The task and the state of a run, new or from a checkpoint, as `train` unpacks it."""
     task = data.TASKS[cfg.task](cfg, device)
     task.compare(saved["fingerprint"] if saved else task.fingerprint)  # tells of leaks
     torch.manual_seed(cfg.seed)
@@ -764,8 +764,8 @@ def main(argv=None):
         path = Path("runs", args.run or args.name, "checkpoint.pt")
         if args.puzzle is not None and args.command != "solve":
             raise ValueError(f"what is {args.puzzle!r}? only solve takes a puzzle")
-        run = run_training if args.command == "train" else run_model
-        return run(args, path, changes, device)
+        command = run_training if args.command == "train" else run_model
+        return command(args, path, changes, device)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
