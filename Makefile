@@ -8,14 +8,14 @@ CUDA = $(shell $(PY) -c "import torch; print('yes' * torch.cuda.is_available())"
 help:
 	@grep '##' Makefile | grep -v grep | sed 's/:.*##/  /'
 
-train-sudoku: $(READY)   ## 9x9 Sudoku: the paper's model where CUDA is there, a small one where not
-	$(PY) trm.py train $(if $(CUDA),sudoku,sudoku-small) --resume
+train-sudoku: $(READY)   ## 9x9 Sudoku: the paper's network where CUDA is there, a small one where not
+	$(PY) trm.py train $(if $(CUDA),sudoku-fast,sudoku-small) --resume
 
 train-maze: $(READY)     ## the same for mazes, 30x30 or 8x8
-	$(PY) trm.py train $(if $(CUDA),maze,maze-small) --resume
+	$(PY) trm.py train $(if $(CUDA),maze --batch 192,maze-small) --resume
 
 train-arc: arc $(READY)  ## the same for ARC-AGI-1, or its smallest tasks
-	$(PY) trm.py train $(if $(CUDA),arc1,arc-small) --resume
+	$(PY) trm.py train $(if $(CUDA),arc1 --batch 192,arc-small) --resume
 
 demo: $(READY)           ## 6x6 Sudoku, from nothing to solved in a few minutes on a CPU
 	$(PY) trm.py train sudoku-6x6 --resume

@@ -217,8 +217,8 @@ def test_a_bare_clone_computes_what_the_published_code_computes(kind):
         }
         if kind == "hrm":
             computed["continue"] = [*q[:, 1], *found["target"]]
-        # In the MLP's second step, which amplifies rounding, float64 itself is 9e-5 away.
-        tolerance = 2e-4 if kind + step == "mlp2" else 2e-5
+        # The MLP's second step amplifies rounding: float64 is 9e-5 away, another processor 3e-4.
+        tolerance = 1e-3 if kind + step == "mlp2" else 2e-5
         for what, values in computed.items():
             (line,) = re.findall(f"^{kind} {step} {what} (.*)$", FIGURES, re.M)
             close(torch.stack(list(values)), [float(f) for f in line.split()], tolerance)
@@ -255,7 +255,7 @@ def test_the_method_stands_alone_in_at_most_300_lines():
     start = source.index("\n", source.index(" The network (Figure 1"))
     method = source[start : source.rindex("\n", 0, source.index(" What TRM is compared with"))]
     assert method.count("\n") <= 300
-    namespace = {"torch": torch, "nn": nn, "F": F, "math": math}
+    namespace = {"torch": torch, "dist": torch.distributed, "nn": nn, "F": F, "math": math}
     exec(method, namespace)
     cfg = types.SimpleNamespace(**asdict(tiny(explore=0.0)))
     model = namespace["TRM"](cfg, 36, 8)
@@ -414,7 +414,7 @@ def thinker(**changes):
     model.output_head.weight.data[2:] = 0
     nn.init.normal_(model.q_head.weight, std=0.3)
     task = data.Sudoku(model.cfg, "cpu")
-    model.q_head.bias.data -= thoughts(model, task)[1][1].median()
+    model.q_head.bias.data -= thoughts(model, task)[1][1].quantile(0.5)  # between two of them
     return model, task
 
 
@@ -563,9 +563,9 @@ def test_checkpoints_that_are_damaged_or_hold_code_are_refused(capsys, monkeypat
 
 
 def shell(arguments, **environment):
-    """Run Python in a process of its own."""
+    """Run Python in a process of its own, on the CPU."""
     command = [sys.executable, *shlex.split(arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), **environment}
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "CUDA_VISIBLE_DEVICES": "", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
