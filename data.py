@@ -559,8 +559,8 @@ class ARC:
         self.make_identities(shown)
         self.train = self.puzzles(shown)
         self.test = self.puzzles(unseen)
-        self.pairs = self.task_of(self.train.ids).bincount()  # of each task; train is in this order
-        self.trained = self.pairs.nonzero()[:, 0]  # tasks that have training pairs
+        self.pair_counts = torch.tensor(np.bincount([row[0] for row in shown]), device=device)
+        self.trained = torch.tensor(sorted({row[0] for row in shown}), device=device)  # with pairs
 
     def read(self, sets):
         """Rows (number of the task, input, output): to train on, and test pairs of the last set."""
@@ -633,17 +633,17 @@ class ARC:
         """A batch of tasks in random order: all pairs of each, as one random identity of it."""
         tasks = self.trained[torch.rand(len(self.trained), device=self.device).argsort()]
         tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # B are enough: each has a pair
-        stops = self.pairs[tasks].cumsum(0)  # the slot after the last pair of each
+        stops = self.pair_counts[tasks].cumsum(0)  # the slot after the last pair of each
         slot = torch.arange(B, device=self.device)
         which = torch.searchsorted(stops, slot, right=True)  # [B], the drawn task of each slot
-        pair = slot - (stops - self.pairs[tasks])[which]  # [B], which pair of its task
-        rows = (self.pairs.cumsum(0) - self.pairs)[tasks[which]] + pair
+        pair = slot - (stops - self.pair_counts[tasks])[which]  # [B], which pair of its task
+        rows = (self.pair_counts.cumsum(0) - self.pair_counts)[tasks[which]] + pair
         ids = (tasks * self.per_task + torch.randint_like(tasks, self.per_task))[which]
         inputs = transform(self.train.inputs[rows], *self.symmetry(ids))
         labels = transform(self.train.labels[rows], *self.symmetry(ids))
         # One pair of each task lies at the top left, the others are moved somewhere in the frame.
         corner, down, right = torch.rand(3, B, device=self.device)
-        is_moved = pair != (corner * self.pairs[tasks]).long()[which]
+        is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]
         inside = ((inputs > 1) | (labels > 1)).view(B, self.side, self.side)
         down = (down * (self.side + 1 - inside.any(2).sum(1))).long() * is_moved
         right = (right * (self.side + 1 - inside.any(1).sum(1))).long() * is_moved

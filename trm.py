@@ -64,7 +64,7 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance at each step that halting waits for step 2 to N_sup (section 2.5)
+    explore: float = 0.1  # chance at each step that halting needs a random 2 to N_sup (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
