@@ -553,7 +553,7 @@ PUBLISHED_NAMES = {  # regular expressions
 
 
 def load_published(weights, L=81, V=11, **changes):
-    """A TRM of published weights; n, T, heads, prefix are those for Sudoku, or in `changes`."""
+    """A TRM of published weights; n, T, heads, prefix: Sudoku's or `changes`. Raises ValueError."""
     for theirs, ours in PUBLISHED_NAMES.items():
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     if not {"y_init", "puzzle_vectors", "nets.0.0.mlp.down.weight"} <= weights.keys():
