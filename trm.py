@@ -109,7 +109,7 @@ class Config:
 # For a laptop: narrow, T 1 (all is with gradient), averaged over fewer steps; N_start: N_sup grows.
 SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, loss="softmax", batch=64, steps=5000)
 SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
-SHORT = dict(T=1, N_start=0.25, loss="softmax", lr_final=0.1, weight_decay=0.1, N_eval=32)
+NINE = dict(T=1, N_start=0.25, loss="softmax", lr_final=0.1, weight_decay=0.1, N_eval=32)
 HRM = dict(n_layers=4, networks=2, n=2, T=2, recursion="one_step", q_learning=True, ema=0.0)
 ARC = Config(task="arc", size=30, prefix=16, mixing="attention", n=4, weight_decay=0.1)
 SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
@@ -119,8 +119,8 @@ PRESETS = {
     "sudoku": Config(),
     "sudoku-att": Config(mixing="attention"),
     "sudoku-hrm": Config(**HRM, mixing="attention", prefix=1),
-    "sudoku-fast": Config(**SHORT, N_sup=8, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
-    "sudoku-small": replace(SMALL, **SHORT, n=4, ema=0.999, steps=8400),  # ema 0.997: 2 % less
+    "sudoku-fast": Config(**NINE, N_sup=8, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
+    "sudoku-small": replace(SMALL, **NINE, n=4, ema=0.999, steps=8400),  # ema 0.997: 2 % less
     "sudoku-6x6": replace(SIX, weight_decay=1.0, steps=1000),
     "sudoku-6x6-att": replace(ATT6, steps=4000),  # after fewer steps seeds differ
     "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
