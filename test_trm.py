@@ -323,18 +323,16 @@ def test_the_losses_by_hand_at_extreme_logits_and_without_labels():
         answer, halting, right = trm.losses(logits, torch.tensor([[9.0, 0]]), labels[:1] * 0, kind)
         assert answer.item() == 0 and not right.item()
         assert halting.item() == pytest.approx(9, abs=1e-3)  # the target is 0
-    assert trm.is_right(torch.tensor([[1, 2, 9], [1, 0, 0]]), labels).tolist() == [False, False]
-    assert trm.is_right(torch.tensor([[1, 1, 9], [1, 2, 3]]), labels).all()
+    assert not trm.is_right(torch.tensor([1, 2, 9]), labels[0])  # one cell is wrong, one is free
 
 
 # ---- Deep supervision ----------------------------------------------------------------------------
 def test_slots_refill_only_when_halted_and_may_explore():
     model, _, y, z = started(recursion="multi_z")
-    task = drawn()
-    first = trm.refill(None, model, task)
-    assert equal([first["y"][:4], first["z"][:4], first["count"]], [y, z, first["ids"] * 0])
+    first = trm.refill(None, model, drawn())
+    assert equal([first["y"][:4], first["z"][:4]], [y, z])
     old = {name: part + 1 for name, part in first.items()}
-    new = trm.refill({**old, "halted": torch.tensor([True, False] * 4)}, model, task)
+    new = trm.refill({**old, "halted": torch.tensor([True, False] * 4)}, model, drawn())
     for name, part in first.items():
         assert equal(new[name][::2], part[::2])
         assert equal(new[name][1::2], part[1::2] + 1)
@@ -343,8 +341,8 @@ def test_slots_refill_only_when_halted_and_may_explore():
             steps = torch.full((40_000,), steps)
             halted = trm.halting(torch.ones(40_000), steps, 5, explore)
             assert halted.float().mean().item() == pytest.approx(share, abs=0.01)
-    halted = trm.halting(torch.tensor([0.1, -0.1, -0.1, 0]), torch.tensor([1, 3, 4, 1]), 4, 0.0)
-    assert halted.tolist() == [True, False, True, False]
+    halted = trm.halting(torch.tensor([0.1, -0.1, 0]), torch.tensor([1, 4, 3]), 4, 0.0)
+    assert halted.tolist() == [True, True, False]
 
 
 def test_a_training_step_is_one_supervision_step():
@@ -355,18 +353,20 @@ def test_a_training_step_is_one_supervision_step():
     for step in range(10):
         if step == 5:
             model.cfg = replace(model.cfg, N_sup=16, N_start=0)
+        x = model.embed(drawn().draw(8)[0], None)
+        state = slots and trm.deep_recursion(model, x, slots["y"], slots["z"])[0]
         slots, _ = trm.train_step(model, ema, optimizer, slots, drawn(), step)
         average = 0.9 * average + 0.1 * model.output_head.weight
         lr = 1e-2 * min(1, (step + 1) / 4) * (1 - 0.05 * step)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
         counts.append(slots["count"][0].item())
+        assert counts[-1] == 1 or equal((slots["y"], slots["z"]), state)  # goes on from y and z
     close(ema.output_head.weight, average.detach())
     assert counts == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]  # q is below 0; N_sup 4, then 4, 5.3, ... 12.1
 
 
 def test_puzzle_embeddings_move_by_the_sign_of_their_summed_gradients():
-    cfg = tiny(prefix=1, warmup=1, puzzle_lr=0.1, weight_decay=0.5)
-    model = trm.TRM(cfg, 36, 8, identities=5)
+    model = trm.TRM(tiny(prefix=1, warmup=1, puzzle_lr=0.1, weight_decay=0.5), 36, 8, identities=5)
     task = drawn(ids=[1, 1, 1, 3, 1, 1, 3, 1])
     inputs, labels, ids = task.draw(8)
     model.puzzle_vectors += 1
@@ -643,7 +643,7 @@ def test_a_small_network_learns_puzzles_it_has_not_seen():
     assert run(f"train sudoku-6x6 {sizes} --steps 500 --lr 6e-3 --ema 0.99") == 0
     saved = trm.load("runs/sudoku-6x6/checkpoint.pt")
     task, parts = trm.build(saved["config"], torch.device("cpu"), saved)
-    assert trm.evaluate(parts["ema"], task, task.test)[0][0, -1].mean() > 0.2  # seeds: .44 to .76
+    assert trm.evaluate(parts["ema"], task, task.test)[0][0, -1].mean() > 0.2  # seeds: .35 to .84
 
 
 MISTAKES = """
