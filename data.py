@@ -291,7 +291,7 @@ class Grids:
 
 
 class Sudoku(Grids):
-    """Sudoku of 9x9, or of 6x6 with boxes of 2 rows and 3 columns."""
+    """Sudoku of 9x9, or of 6x6 with boxes of 2 rows and 3 columns. Raises ValueError."""
 
     rule = "keep the clues and have every digit once in each row, column and box"
 
@@ -385,7 +385,7 @@ class Maze(Grids):
         self.box = (cfg.size, cfg.size)
 
     def generate(self, count, wanted):
-        """Mazes with random walls and a shortest path over min_path: questions, answers, moves."""
+        """Random mazes, paths over min_path: questions, answers, moves. Raises ValueError."""
         mazes = torch.zeros(0, self.length, dtype=torch.long, device=self.device)
         tries = 0
         while len(mazes) < count:
@@ -505,7 +505,7 @@ def check(grids):
 
 
 def read_set(folder, name, is_last):
-    """Yield the name, training pairs and test pairs (input, output) of each task of a set."""
+    """Yield name, training and test pairs (input, output) of each task. Raises ValueError."""
     path = folder / f"arc-agi_{name}_challenges.json"
     solutions_path = folder / f"arc-agi_{name}_solutions.json"
     tasks = read_json(path)
@@ -531,7 +531,7 @@ def read_set(folder, name, is_last):
 
 
 class ARC:
-    """ARC-AGI: each task has a rule of its own, which a few pairs of grids show."""
+    """ARC-AGI: each task has a rule of its own, shown by pairs of grids. Raises ValueError."""
 
     vocab = 12
     letters = " |0123456789"  # padding, end mark, colours

@@ -648,13 +648,13 @@ def test_a_small_network_learns_puzzles_it_has_not_seen():
 
 MISTAKES = """
 train sudoku-smal | unknown preset sudoku-smal; there are sudoku, sudoku-att
-train sudoku --compile False --steps 0 | what is 'False'? only solve takes a puzzle
+train sudoku --compile False --steps 0 | 'False': only solve takes a puzzle or --svg
 train sudoku-att --heads 7 --steps 0 | --heads 7: D 512 must divide
 train maze-small --size 4 | too few 4x4 mazes have over 10 moves
 train sudoku --data nowhere | nowhere/train.csv'; a data folder holds train.csv
 FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
-solve fits 53 | a 6x6 grid has 36 characters, not 2
+eval fits --svg a.svg | 'a.svg': only solve takes a puzzle or --svg
 solve fits '' | a 6x6 grid has 36 characters, not 0
 """
 

@@ -64,7 +64,7 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance, each step, that halting needs 2 to N_sup of them (section 2.5)
+    explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -120,7 +120,7 @@ PRESETS = {
     "sudoku-att": Config(mixing="attention"),
     "sudoku-hrm": Config(**HRM, mixing="attention", prefix=1),
     "sudoku-fast": Config(**NINE, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
-    "sudoku-small": replace(SMALL, **NINE, n=4, ema=0.999, steps=9000),  # ema 0.997: 2 % less
+    "sudoku-small": replace(SMALL, **NINE, n=4, ema=0.999, steps=10_000),  # ema 0.997: 2 % less
     "sudoku-6x6": replace(SIX, weight_decay=1.0, steps=1000),
     "sudoku-6x6-att": replace(ATT6, steps=4000),  # after fewer steps seeds differ
     "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
@@ -174,7 +174,7 @@ class SwiGLU(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, with rotary position embeddings."""
+    """Self-attention over all positions, with rotary position embeddings. Raises ValueError."""
 
     def __init__(self, S, cfg):
         super().__init__()
@@ -468,16 +468,16 @@ def vote(answers, q, pick):
     """The distinct ones of answers [C, L], best first, and their q; padded with the best to C."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
     groups = [q[which == k] for k in range(len(distinct))]  # the logits of equal answers
-    keys = [group.max().item() for group in groups]
+    keys = [group.max() for group in groups]
     if pick == "vote":
-        keys = [(len(group), group.sigmoid().mean().item()) for group in groups]
+        keys = [(len(group), group.sigmoid().mean()) for group in groups]
     order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
     order += order[:1] * (len(answers) - len(order))
     return distinct[order], torch.stack([groups[k].max() for k in order])
 
 
 def evaluate(model, task, puzzles):
-    """Scores [4, N_eval, N]: exact, solved, q right, rank; and the two best answers [N, 2, L]."""
+    """Scores [4, N_eval, N]: exact, solved, q right, rank (from 0); the best answers [N, 2, L]."""
     cfg = model.cfg
     scores = torch.zeros(4, cfg.N_eval, len(puzzles))
     attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
@@ -497,12 +497,12 @@ def evaluate(model, task, puzzles):
 
 
 def print_evaluation(model, task):
-    """Print what is right after 1, 2, 4, ... steps."""
+    """Print what is right after 1, 2, 4, ... steps. With ARC, write submission.json, too."""
     known = (task.test.labels > 0).any(1).cpu()
     began = time.perf_counter()
     scores, attempts = evaluate(model, task, task.test)
     speed = len(task.test) / (time.perf_counter() - began)
-    print(f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:.3g}/s")
+    print(f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:,.1f}/s")
     print("% right after step  exact  solved  head right")
     for step in range(1, model.cfg.N_eval + 1):
         if known.any() and (step.bit_count() == 1 or step == model.cfg.N_eval):
@@ -513,9 +513,8 @@ def print_evaluation(model, task):
 
 def solve(model, task, puzzle, svg=None):
     """Print the answer to a puzzle after each step, until all copies have left; draw a film."""
-    words, _ = task.describe(puzzle)
     question = replace(puzzle, labels=torch.zeros_like(puzzle.labels))  # nothing is right or wrong
-    print(f"\n{words}\n{data.show(task, question, puzzle.inputs[0])}")
+    print(f"\n{task.describe(puzzle)[0]}\n{data.show(task, question, puzzle.inputs[0])}")
     panels = []
     for step, (answers, q) in enumerate(think(model, task, puzzle), 1):
         caption = f"step {step}: halting probability {q[0, 0].sigmoid():.3f}"
@@ -569,7 +568,7 @@ def load_published(weights, L=81, V=11, **changes):
 
 # ---- Training ------------------------------------------------------------------------------------
 def build(cfg, device, saved=None):
-    """The task and the state of a run, new or from a checkpoint, as `train` unpacks it."""
+    """Task and state of a run, new or from a checkpoint, as `train` takes it. Raises ValueError."""
     task = data.TASKS[cfg.task](cfg, device)
     task.compare(saved["fingerprint"] if saved else task.fingerprint)  # tells of leaks
     torch.manual_seed(cfg.seed)
@@ -614,7 +613,7 @@ def handle_signals(handler):
 
 
 def train(cfg, path, task, run, signals):
-    """Train until the end or a signal. Writes `path`, and log.csv beside it, each save_every."""
+    """Train until the end or a signal; save path and log.csv each save_every. Raises ValueError."""
     model, ema, optimizer, slots, step, rows = run.values()
     is_first = not dist.is_initialized() or dist.get_rank() == 0  # of several processes
     if cfg.compile:
@@ -648,7 +647,7 @@ def train(cfg, path, task, run, signals):
         values = [f"{name} {value:.3g}" for name, value in row.items() if name != "step"]
         line = "  ".join([f"step {step} of {cfg.steps}", *values])
         if sys.stdout.isatty():  # one line, which the next one replaces
-            line = f"\033[K{line[: os.get_terminal_size().columns - 1]}"
+            line = f"\033[K{line}  "[: os.get_terminal_size().columns].rpartition("  ")[0]
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
         if is_first and saves:
             run.update(slots={} if dist.is_initialized() else slots, step=step)
@@ -662,7 +661,7 @@ def train(cfg, path, task, run, signals):
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
     """The command line; every field of Config is a flag, its comment the help text."""
-    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: preset sudoku"
+    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: of preset sudoku"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     parser.add_argument("command", choices=["train", "eval", "solve"])
     parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a file")
@@ -689,7 +688,7 @@ def parse(argv):
 
 
 def run_training(args, path, changes, device):
-    """Train a preset, or go on with a run, and evaluate it. Returns 128 + a signal, if one came."""
+    """Train a preset, or go on with a run; evaluate it. Returns None, or 128 + a signal."""
     if args.name not in PRESETS:
         raise ValueError(f"unknown preset {args.name}; there are {', '.join(PRESETS)}")
     cfg, saved = replace(PRESETS[args.name], **changes), None
@@ -762,8 +761,8 @@ def main(argv=None):
         if dist.is_torchelastic_launched():
             dist.init_process_group()
         path = Path("runs", args.run or args.name, "checkpoint.pt")
-        if args.puzzle and args.command != "solve":
-            raise ValueError(f"what is {args.puzzle!r}? only solve takes a puzzle")
+        if (args.puzzle or args.svg) and args.command != "solve":
+            raise ValueError(f"{args.puzzle or args.svg!r}: only solve takes a puzzle or --svg")
         command = run_training if args.command == "train" else run_model
         return command(args, path, changes, device)
     except KeyboardInterrupt:
@@ -772,7 +771,8 @@ def main(argv=None):
         expected = "state_dict|(out of|allocate) memory|overflowed|inline_container|device ordinal"
         if isinstance(error, RuntimeError) and not re.search(expected, str(error)):
             raise
-        print("trm.py:", " ".join(str(error).split())[:400], file=sys.stderr)
+        words = f"trm.py: {' '.join(str(error).split())[:400]}"
+        print("\033[K" * sys.stderr.isatty() + words, file=sys.stderr)
         return 2
 
 
