@@ -79,7 +79,7 @@ class Config:
     ema: float = 0.999  # decay of the averaged weights, which are evaluated (section 4.7)
     # Evaluation
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
-    all_steps: bool = False  # go on with an answer that the halting head is sure of
+    all_steps: bool = False  # go on where the halting head is sure, as the paper does
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
     rollouts: int = 1  # tries of each copy, all alike without noise
     noise: float = 0.0  # standard deviation of what is added to z before each step
@@ -115,7 +115,7 @@ MAZE = Config(task="maze", size=30, mixing="attention", n=4)
 ARC = replace(MAZE, task="arc", prefix=16, weight_decay=0.1, augment=1001)
 SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
 SIX = replace(SMALL, size=6, N_sup=8, lr=4e-3)
-ATT6 = replace(SIX, mixing="attention", heads=4, N_start=0.0)
+ATT6 = replace(SIX, mixing="attention", heads=4, N_start=0.0)  # N_sup grows from 1
 PRESETS = {
     "sudoku": Config(),
     "sudoku-att": Config(mixing="attention"),
@@ -123,7 +123,7 @@ PRESETS = {
     "sudoku-fast": Config(**NINE, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
     "sudoku-small": replace(SMALL, **NINE, n=4, ema=0.999, steps=10_000),  # ema 0.997: 2 % less
     "sudoku-6x6": replace(SIX, weight_decay=1.0, steps=1000),
-    "sudoku-6x6-att": replace(ATT6, N_sup=16, explore=0.5, steps=5500),  # else answers get lost
+    "sudoku-6x6-att": replace(ATT6, N_sup=16, explore=0.5, steps=5500),  # for --all-steps
     "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
     "maze": MAZE,
     "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125, weight_decay=0.3),
@@ -403,8 +403,8 @@ def train_step(model, ema, optimizer, slots, task, step):
 def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only through the last update of z and that of y."""
     for _ in range(model.cfg.n):
-        z = model.nets[0](z.detach() + (y + x))
-    y = model.nets[-1](y + z)
+        z = model.nets[0](z.detach() + (y + x))  # f_L
+    y = model.nets[-1](y + z)  # f_H
     return y, z
 
 
