@@ -121,7 +121,7 @@ PRESETS = {
     "sudoku-att": Config(mixing="attention"),
     "sudoku-hrm": Config(**HRM, mixing="attention", prefix=1),
     "sudoku-fast": Config(**NINE, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
-    "sudoku-small": replace(SMALL, **NINE, n=4, ema=0.999, steps=10_000),  # ema 0.997: 2 % less
+    "sudoku-small": replace(SMALL, **NINE, D=96, n=4, ema=0.999, steps=12_000),  # D 128: slower
     "sudoku-6x6": replace(SIX, weight_decay=1.0, steps=1000),
     "sudoku-6x6-att": replace(ATT6, N_sup=16, explore=0.5, steps=5500),  # for --all-steps
     "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
