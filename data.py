@@ -630,7 +630,7 @@ class ARC:
         return self.cells[self.chosen[ids]], self.colours[self.chosen[ids]]
 
     def draw(self, B):
-        """A batch of tasks in random order: all pairs of each, as one random identity of it."""
+        """A batch: tasks in random order, all pairs of each as one identity; the last is cut."""
         tasks = self.trained[torch.rand(len(self.trained), device=self.device).argsort()]
         tasks = tasks.repeat(B // len(tasks) + 1)[:B]  # B are enough: each has a pair
         stops = self.pair_counts[tasks].cumsum(0)  # the slot after the last pair of each

@@ -545,13 +545,13 @@ def test_checkpoints_that_are_damaged_or_hold_code_are_refused(capsys, monkeypat
     good, log = np.fromfile("runs/a/checkpoint.pt", np.uint8), Path("runs/a/log.csv").read_text()
     draw = np.random.default_rng(0)
     for share in [0, 0.003, 0.05, 1] * 6:  # bytes that are wrong, and the end is missing
-        bad = good + (draw.random(len(good)) < share).astype(np.uint8)
+        bad = good + (draw.random(len(good)) < share)
         bad[: draw.integers(len(bad))].tofile("bad.pt")
-        with refused("bad.pt is not readable as a checkpoint"):
-            trm.load("bad.pt")
+        refuses("eval bad.pt", "bad.pt is not readable as a checkpoint", capsys)
     evil = type("Evil", (), {"__reduce__": lambda self: (os.mkdir, ("made by a checkpoint",))})
-    torch.save({"config": evil()}, "evil.pt")
-    refuses("eval evil.pt", "evil.pt is not readable as a checkpoint", capsys)
+    for content in {"config": evil()}, {0: "a name that is no string"}:
+        torch.save(content, "evil.pt")
+        refuses("eval evil.pt", "evil.pt is not readable as a checkpoint", capsys)
     assert not Path("made by a checkpoint").exists()
     torch.save({**whole, "config": {"micro_batch": 1}}, "other.pt")
     refuses("solve other.pt", "other.pt is not readable as a checkpoint: Config", capsys)

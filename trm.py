@@ -106,30 +106,30 @@ class Config:
                 raise ValueError(f"--{name} {value}: must be from {low} to {high}")
 
 
-# SMALL, for a laptop: narrow, T 1 (all with gradient), a shorter average; N_start < 1: N_sup grows.
-SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, loss="softmax", batch=64, steps=5000)
+# SMALL, for a laptop: narrow, T 1 (all with gradient), a shorter average, N_sup grows from 2.
+SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, N_start=0.125, loss="softmax", batch=64)
 SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
-NINE = dict(T=1, N_sup=8, N_start=0.25, N_eval=32, loss="softmax", lr_final=0.1, weight_decay=0.1)
+FAST = dict(T=1, N_sup=8, N_start=0.25, N_eval=32, loss="softmax", lr_final=0.1, weight_decay=0.1)
 HRM = dict(n_layers=4, networks=2, n=2, T=2, recursion="one_step", q_learning=True, ema=0.0)
 MAZE = Config(task="maze", size=30, mixing="attention", n=4)
 ARC = replace(MAZE, task="arc", prefix=16, weight_decay=0.1, augment=1001)
 SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
-SIX = replace(SMALL, size=6, N_sup=8, lr=4e-3)
+SIX = replace(SMALL, size=6, N_sup=8, N_start=1.0, lr=4e-3)
 ATT6 = replace(SIX, mixing="attention", heads=4, N_start=0.0)  # N_sup grows from 1
 PRESETS = {
     "sudoku": Config(),
     "sudoku-att": Config(mixing="attention"),
     "sudoku-hrm": Config(**HRM, mixing="attention", prefix=1),
-    "sudoku-fast": Config(**NINE, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
-    "sudoku-small": replace(SMALL, **NINE, D=96, n=4, ema=0.999, steps=12_000),  # D 128: slower
+    "sudoku-fast": Config(**FAST, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
+    "sudoku-small": replace(SMALL, D=96, n=4, N_eval=32, ema=0.999, steps=12_000),  # D 128: slower
     "sudoku-6x6": replace(SIX, weight_decay=1.0, steps=1000),
     "sudoku-6x6-att": replace(ATT6, N_sup=16, explore=0.5, steps=5500),  # for --all-steps
     "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
     "maze": MAZE,
-    "maze-small": replace(SMALL, task="maze", size=8, min_path=10, N_start=0.125, weight_decay=0.3),
+    "maze-small": replace(SMALL, task="maze", size=8, min_path=10, weight_decay=0.3, steps=5000),
     "arc1": ARC,
     "arc2": replace(ARC, sets="training2,concept,evaluation2"),
-    "arc-small": replace(SMALL_ARC, augmentations=16, augment=17, N_start=0.125),
+    "arc-small": replace(SMALL_ARC, augmentations=16, augment=17, steps=5000),
 }
 
 
@@ -261,7 +261,7 @@ class TRM(nn.Module):
         return y, z
 
     def predict(self, y):
-        """Float32 logits: of the answer [B, L, V]; of "halt" and HRM's "continue" [B, 2]."""
+        """Float32 logits: answer [B, L, V]; "halt", HRM's "continue" [B, 2] by position 0 alone."""
         return self.output_head(y[:, self.cfg.prefix :]).float(), self.q_head(y[:, 0].float())
 
 
@@ -465,7 +465,7 @@ def think(model, task, puzzles):
 
 
 def vote(answers, q, pick):
-    """The distinct ones of answers [C, L], best first, and their q; padded with the best to C."""
+    """The distinct answers of [C, L], best first, and the highest q of each; padded to C."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
     groups = [q[which == k] for k in range(len(distinct))]  # the logits of equal answers
     keys = [group.max() for group in groups]
@@ -530,7 +530,7 @@ def solve(model, task, puzzle, svg=None):
 def load(path):
     """The content of a checkpoint; code in it is not run. Raises ValueError."""
     try:
-        content = dict(torch.load(path, weights_only=True, map_location="cpu"))
+        content = dict(**torch.load(path, weights_only=True, map_location="cpu"))
         if "config" in content:
             content["config"] = Config(**content["config"])
         return content
