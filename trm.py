@@ -261,7 +261,7 @@ class TRM(nn.Module):
         return y, z
 
     def predict(self, y):
-        """Float32 logits: answer [B, L, V]; "halt", HRM's "continue" [B, 2] by position 0 alone."""
+        """Float32 logits of the answer [B, L, V]; of halt, continue [B, 2] at position 0."""
         return self.output_head(y[:, self.cfg.prefix :]).float(), self.q_head(y[:, 0].float())
 
 
