@@ -23,11 +23,11 @@ demo: $(READY)           ## 6x6 Sudoku, from nothing to solved in a few minutes 
 test: $(READY)           ## all tests
 	$(PY) -m pytest -q test_trm.py
 
-# Downloads go to FILE.part, which a second try goes on with, and get their name when they are whole.
+# Downloads go to FILE.part, which a second try goes on with, or begins anew where a server cannot.
 HF_ENDPOINT ?= https://huggingface.co
 GITHUB_RAW ?= https://raw.githubusercontent.com
 TRM := $(GITHUB_RAW)/SamsungSAILMontreal/TinyRecursiveModels/main/kaggle/combined
-FETCH = mkdir -p $(@D) && curl -fL --retry 3 -C - -o $@.part $(URL) && mv $@.part $@
+FETCH = mkdir -p $(@D) && { curl -fL --retry 3 -C - -o $@.part $(URL) || curl -fL -o $@.part $(URL); } && mv $@.part $@
 SETS := training evaluation concept training2 evaluation2
 ARC := $(foreach set,$(SETS),puzzles/arc/arc-agi_$(set)_challenges.json puzzles/arc/arc-agi_$(set)_solutions.json)
 
@@ -38,8 +38,10 @@ arc: $(ARC)                                                ## download ARC-AGI-1
 puzzles/sudoku-extreme/%: URL = $(HF_ENDPOINT)/datasets/sapientinc/sudoku-extreme/resolve/main/$(@F)
 puzzles/maze-hard/%: URL = $(HF_ENDPOINT)/datasets/sapientinc/maze-30x30-hard-1k/resolve/main/$(@F)
 puzzles/arc/%: URL = $(TRM)/$(@F)
-puzzles/sudoku-extreme/%.csv puzzles/maze-hard/%.csv puzzles/arc/%.json:
-	$(FETCH)
+# A rule for each folder: one rule with several patterns would make all of them at once.
+puzzles/sudoku-extreme/%.csv: ; $(FETCH)
+puzzles/maze-hard/%.csv: ; $(FETCH)
+puzzles/arc/%.json: ; $(FETCH)
 
 # Rows of the paper's tables: name | its accuracy on Sudoku-Extreme | the flags that change TRM.
 HRM := --mixing attention --n_layers 4 --networks 2 --recursion one_step --q_learning --ema 0

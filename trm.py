@@ -2,14 +2,15 @@
 """The Tiny Recursive Model (TRM) in one file, to be read beside the paper:
 "Less is More: Recursive Reasoning with Tiny Networks", Jolicoeur-Martineau 2025, arXiv:2510.04871.
 
-    Config, PRESETS                          every number of the method      section 5
+    Config                                   every number of the method      section 5
     Linear, SwiGLU, Attention, Block, TRM    the tiny network and its heads  Figure 1, 4.3 to 4.5
     latent_recursion, deep_recursion         z n times, then y; T times      Figure 3, 4.1 and 4.2
     stablemax_cross_entropy, losses          is the answer right?            sections 2.5 and 4.6
-    refill, halting, update_ema, train_step  deep supervision                sections 2.4, 4.6, 4.7
+    refill, halts, update_ema, train_step    deep supervision                sections 2.4, 4.6, 4.7
     one_step_recursion, ...                  what TRM is compared with       section 2, Table 2
-    think, vote, evaluate, solve             answers at test time            section 5
-    load_published, train, main              checkpoints and commands
+    think, attempt, evaluate, solve          answers at test time            section 5
+    load, load_published, save, train        checkpoints and training
+    parse, run_command, PRESETS              the command line, and recipes
 
 Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hidden size, V tokens.
 """
@@ -17,19 +18,19 @@ Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hid
 import argparse
 import copy
 import inspect
+import io
 import math
 import os
 import re
-import signal
 import sys
-import threading
 import time
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -42,10 +43,10 @@ class Config:
     """Every number of a run, each a flag of the command line. Raises ValueError."""
 
     # The puzzles, see data.py
-    task: str = "sudoku"  # family of puzzles: sudoku, maze or arc
-    size: int = 9  # cells on a side of the grid; ARC: of the largest grids
+    task: str = "sudoku"  # family of puzzles: sudoku, maze, arc or table
+    size: int = 9  # cells on a side of the grid; ARC: of the largest; tables: in a row, to show
     data: str = ""  # folder with train.csv and test.csv or ARC's files; empty: built-in puzzles
-    train_size: int = 1000  # puzzles to train on (section 5); ARC: all
+    train_size: int = 1000  # puzzles to train on (section 5), 0: all of the file; ARC: all
     test_size: int = 0  # unseen puzzles; 0: all of the file, or 1000 built-in ones; ARC: all
     min_path: int = 110  # mazes: the shortest path has more moves than this
     sets: str = "training,concept,evaluation"  # ARC: the test pairs of the last set are unseen
@@ -57,7 +58,7 @@ class Config:
     heads: int = 8  # attention heads
     expansion: float = 4.0  # a SwiGLU is 2/3 of this times wider inside ...
     multiple: int = 256  # ... rounded up to a multiple of this
-    prefix: int = 0  # positions for the puzzle embedding; Sudoku and mazes need none
+    prefix: int = 0  # positions for the puzzle embedding; only ARC needs them
     networks: int = 1  # 1: the same network updates z and y; 2: HRM's f_L and f_H (section 4.3)
     # The recursion (sections 4.1 and 4.2) and deep supervision (section 2.4)
     n: int = 6  # updates of z in a recursion
@@ -69,7 +70,7 @@ class Config:
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
-    steps: int = 65_000  # optimizer steps, 0: only tell the sizes; for eval and solve: N_eval
+    steps: int = 65_000  # optimizer steps; 0: only tell the sizes
     batch: int = 768  # puzzles in a step
     lr: float = 1e-4  # learning rate of AdamW
     lr_final: float = 1.0  # share of lr that is left at the end; 1: constant, as published
@@ -79,58 +80,30 @@ class Config:
     ema: float = 0.999  # decay of the averaged weights, which are evaluated (section 4.7)
     # Evaluation
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
-    all_steps: bool = False  # go on where the halting head is sure, as the paper does
+    early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
-    rollouts: int = 1  # tries of each copy, all alike without noise
-    noise: float = 0.0  # standard deviation of what is added to z before each step
-    pick: Literal["vote", "q"] = "vote"  # which copy answers: by most votes, or by the highest q
     # The machine
     seed: int = 0  # of the training puzzles, the weights and the training
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what trains faster here
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next
-    save_every: int = 500  # steps from one checkpoint and look at unseen puzzles to the next
+    save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
 
     def __post_init__(self):
-        may_be_0 = ["test_size", "min_path", "augmentations", "prefix", "steps", "seed"]
-        highest = {"networks": 2, "N_start": 1, "explore": 1, "ema": 1}
+        may_be_0 = "train_size test_size min_path augmentations prefix steps seed".split()
+        highest = {1: "N_start explore lr_final ema", 2: "networks", 100: "size n_layers n T"}
+        highest[10_000] = "D heads multiple prefix batch N_eval augment"
         self.data = self.data and os.path.abspath(self.data)
         for name, value in vars(self).items():
-            kind = Config.__annotations__[name]
-            choices = data.TASKS if name == "task" else get_args(kind)
+            kind = type(getattr(Config, name))
+            choices = data.TASKS if name == "task" else get_args(Config.__annotations__[name])
             if choices and value not in choices:
                 raise ValueError(f"--{name} {value}: must be one of {', '.join(choices)}")
             low = int(kind is int and name not in may_be_0)
-            high = highest.get(name, 1_000_000_000)
-            if kind in (int, float) and not low <= value <= high:
+            high = next((high for high, names in highest.items() if name in names.split()), 10**9)
+            if kind in (int, float) and not low <= kind(value) <= high:
                 raise ValueError(f"--{name} {value}: must be from {low} to {high}")
-
-
-# SMALL, for a laptop: narrow, T 1 (all with gradient), a shorter average, N_sup grows from 2.
-SMALL = Config(D=128, expansion=1.5, multiple=16, n=2, T=1, N_start=0.125, loss="softmax", batch=64)
-SMALL = replace(SMALL, lr=3e-3, lr_final=0.02, warmup=100, weight_decay=0.1, ema=0.995)
-FAST = dict(T=1, N_sup=8, N_start=0.25, N_eval=32, loss="softmax", lr_final=0.1, weight_decay=0.1)
-HRM = dict(n_layers=4, networks=2, n=2, T=2, recursion="one_step", q_learning=True, ema=0.0)
-MAZE = Config(task="maze", size=30, mixing="attention", n=4)
-ARC = replace(MAZE, task="arc", prefix=16, weight_decay=0.1, augment=1001)
-SMALL_ARC = replace(SMALL, task="arc", sets="training", size=6, prefix=1)
-SIX = replace(SMALL, size=6, N_sup=8, N_start=1.0, lr=4e-3)
-ATT6 = replace(SIX, mixing="attention", heads=4, N_start=0.0)  # N_sup grows from 1
-PRESETS = {
-    "sudoku": Config(),
-    "sudoku-att": Config(mixing="attention"),
-    "sudoku-hrm": Config(**HRM, mixing="attention", prefix=1),
-    "sudoku-fast": Config(**FAST, batch=256, lr=7e-4, warmup=200, ema=0.998, steps=6305),
-    "sudoku-small": replace(SMALL, D=96, n=4, N_eval=32, ema=0.999, steps=12_000),  # D 128: slower
-    "sudoku-6x6": replace(SIX, weight_decay=1.0, steps=1000),
-    "sudoku-6x6-att": replace(ATT6, N_sup=16, explore=0.5, steps=5500),  # for --all-steps
-    "sudoku-6x6-hrm": replace(ATT6, **HRM, lr=2e-3, warmup=300, steps=3500),  # batch 32: worse
-    "maze": MAZE,
-    "maze-small": replace(SMALL, task="maze", size=8, min_path=10, weight_decay=0.3, steps=5000),
-    "arc1": ARC,
-    "arc2": replace(ARC, sets="training2,concept,evaluation2"),
-    "arc-small": replace(SMALL_ARC, augmentations=16, augment=17, steps=5000),
-}
+            setattr(self, name, kind(value))
 
 
 # ---- The network (Figure 1, sections 4.3 to 4.5) -------------------------------------------------
@@ -159,7 +132,7 @@ def norm(h, dim):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate h) * W_up h) over the last dimension (-1) or over the first one (0)."""
+    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or over the positions (dim 1)."""
 
     def __init__(self, width, dim, cfg):
         super().__init__()
@@ -169,9 +142,12 @@ class SwiGLU(nn.Module):
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
-    def forward(self, h):  # [B, S, D], or [S, B, D] for dim 0
-        gate, up = self.gate_up(h, self.dim).chunk(2, self.dim)
-        return self.down(F.silu(gate) * up, self.dim)
+    def forward(self, h):  # [B, S, D]
+        if self.dim == 1:  # positions first, [S, B, D]: each W acts on all of them in one product
+            gate, up = self.gate_up(h.transpose(0, 1), 0).chunk(2, 0)
+            return self.down(F.silu(gate) * up, 0).transpose(0, 1)
+        gate, up = self.gate_up(h).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
 
 
 class Attention(nn.Module):
@@ -211,14 +187,12 @@ class Block(nn.Module):
 
     def __init__(self, S, cfg):
         super().__init__()
-        self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
+        self.mix = SwiGLU(S, 1, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
+        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # as published: norm over what was mixed
 
     def forward(self, h):  # [B, S, D]
-        if isinstance(self.mix, Attention):
-            h = norm(h + self.mix(h), -1)
-        else:  # over the positions; so is, as published, the norm
-            h = norm(h + self.mix(h.transpose(0, 1)).transpose(0, 1), 1)
+        h = norm(h + self.mix(h), self.mixed_dim)
         return norm(h + self.mlp(h), -1)
 
 
@@ -261,8 +235,10 @@ class TRM(nn.Module):
         return y, z
 
     def predict(self, y):
-        """Float32 logits of the answer [B, L, V]; of halt, continue [B, 2] at position 0."""
-        return self.output_head(y[:, self.cfg.prefix :]).float(), self.q_head(y[:, 0].float())
+        """Float32 logits: of the answer [B, L, V]; of halt and continue [B, 2]."""
+        logits = self.output_head(y[:, self.cfg.prefix :]).float()
+        q = self.q_head(y[:, 0].float())  # at the puzzle vector; without a prefix, the first cell
+        return logits, q
 
 
 # ---- The recursion (Figure 3, sections 4.1 and 4.2). x, y and z are [B, S, D]. -------------------
@@ -273,7 +249,7 @@ def latent_recursion(model, x, y, z):
     """
     f_L, f_H = model.nets[0], model.nets[-1]  # in TRM they are the same
     for _ in range(model.cfg.n):
-        z = f_L(z + (y + x))  # in this order, as published: rounding is amplified
+        z = f_L(z + (y + x))  # the published order; recursion amplifies how another one rounds
     y = f_H(y + z)
     return y, z
 
@@ -292,7 +268,8 @@ def deep_recursion(model, x, y, z):
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
-    s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))  # clamp: no 1 / 0, its gradient is nan
+    # where() computes both branches: without the clamp, v = 1 gives 1 / 0 and a nan as gradient.
+    s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))
     p = s.gather(-1, labels[..., None]).squeeze(-1) / s.sum(-1)
     return -p.log()
 
@@ -325,7 +302,7 @@ def refill(slots, model, task):
     inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
-    if not slots:
+    if slots is None:
         return fresh
     for name, new in fresh.items():
         halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # to the dimensions of `new`
@@ -333,11 +310,12 @@ def refill(slots, model, task):
     return fresh
 
 
-def halting(logit, count, N_sup, explore):
+def halts(q, count, N_sup, cfg):
     """Which slots halt [B]: at N_sup, or when sure; with chance `explore` not before a minimum."""
+    sure = q[:, 0] > q[:, 1] if cfg.q_learning else q[:, 0] > 0  # HRM: is halting worth more?
     minimum = torch.randint_like(count, 2, max(N_sup, 2) + 1)  # 2 to N_sup
-    minimum = torch.where(torch.rand_like(logit) < explore, minimum, 0)
-    return (count >= N_sup) | ((logit > 0) & (count >= minimum))
+    explores = torch.rand_like(q[:, 0]) < cfg.explore
+    return (count >= N_sup) | (sure & (~explores | (count >= minimum)))
 
 
 @torch.no_grad()
@@ -345,66 +323,70 @@ def update_ema(ema, model):
     """Move the averaged weights towards the trained ones (section 4.7)."""
     for average, weight in zip(ema.parameters(), model.parameters()):
         average.lerp_(weight, 1 - model.cfg.ema)
-    ema.puzzle_vectors = model.puzzle_vectors  # the puzzle embeddings are shared, not averaged
+    ema.puzzle_vectors = model.puzzle_vectors  # shared, not averaged
+
+
+def update_puzzle_vectors(model, ids, grads, share):
+    """Sign-SGD on the puzzle embeddings in the batch, with decoupled weight decay (section 5)."""
+    lr = model.cfg.puzzle_lr * share
+    same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
+    kept = (1 - lr * model.cfg.weight_decay) * model.puzzle_vectors[ids]
+    model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()  # the same for equal ids
 
 
 def schedule(cfg, step):
-    """The learning rate as a share of the highest: linear warm-up times linear fall."""
-    return min(1, (step + 1) / cfg.warmup) * (1 - (1 - cfg.lr_final) * step / cfg.steps)
+    """The learning rate as a share of the highest: linear warm-up, times a linear fall."""
+    warm = min(1, (step + 1) / cfg.warmup)
+    fall = 1 - (1 - cfg.lr_final) * min(1, step / cfg.steps)
+    return warm * fall
 
 
-def gather(rows):
-    """The rows [B, ...] of all processes that torchrun started, or of the only one."""
-    if not dist.is_initialized():
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows)
-    return torch.cat(parts)
+def most_steps(cfg, step):
+    """N_sup, growing from the share N_start of it, by a constant factor each step; at least 1."""
+    share = max(cfg.N_start, 1 / cfg.N_sup) ** max(0, 1 - step / cfg.steps)
+    return round(cfg.N_sup * share)
 
 
 def train_step(model, ema, optimizer, slots, task, step):
-    """One supervision step of every slot, one of the optimizer. Returns slots and batch means."""
+    """The body of Figure 3's loop over N_sup: each slot thinks once, the optimizer steps once.
+
+    Returns the slots, and the means of the batch by name (tensors: nothing waits for the device).
+    """
     cfg = model.cfg
-    share = max(cfg.N_start, 1 / cfg.N_sup) ** (1 - step / cfg.steps)  # growing to 1
-    N_sup = round(cfg.N_sup * share)
+    N_sup = most_steps(cfg, step)
     slots = refill(slots, model, task)
     count = slots["count"] + 1
-    vectors = model.puzzle_vectors[slots["ids"]].requires_grad_()  # [B, D]
+    # A copy of the puzzles' vectors [B, D], a leaf: the gradient stops here.
+    vectors = model.puzzle_vectors[slots["ids"]].requires_grad_()
     x = model.embed(slots["inputs"], vectors)
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"])
     answer_loss, halting_loss, right = losses(logits, q, slots["labels"], cfg.loss)
     if cfg.q_learning:
-        target = continue_target(model, x, y, z, count >= N_sup)
-        halting_loss += F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
+        halting_loss = halting_loss + continue_loss(model, x, y, z, q, count >= N_sup)
     loss = (answer_loss + 0.5 * halting_loss).mean()  # 0.5 as published
     loss.backward()
-    if dist.is_initialized():
-        for weight in model.parameters():  # each process saw its part of the batch
-            dist.all_reduce(weight.grad, dist.ReduceOp.AVG)
     optimizer.param_groups[0]["lr"] = cfg.lr * schedule(cfg, step)
     optimizer.step()
     optimizer.zero_grad()
-    if cfg.prefix:  # sign-SGD on the puzzle embeddings in the batch
-        lr = cfg.puzzle_lr * schedule(cfg, step)
-        ids, grads = gather(slots["ids"]), gather(vectors.grad)
-        same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
-        kept = (1 - lr * cfg.weight_decay) * model.puzzle_vectors[ids]
-        model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()
+    if cfg.prefix:
+        update_puzzle_vectors(model, slots["ids"], vectors.grad, schedule(cfg, step))
     update_ema(ema, model)
-    logit = q[:, 0] - q[:, 1] if cfg.q_learning else q[:, 0]  # HRM: is halting worth more?
-    halted = halting(logit, count, N_sup, cfg.explore)
+    halted = halts(q, count, N_sup, cfg)
     slots.update(y=y, z=z, count=count, halted=halted)
-    names = ["loss", "answer loss", "halting loss", "exact", "halted"]
-    values = [loss, answer_loss, halting_loss, right, halted]
-    return slots, {name: value.detach().float().mean() for name, value in zip(names, values)}
+    report = {"loss": loss, "answer loss": answer_loss, "halting loss": halting_loss}
+    report.update({"slots right": right, "slots halted": halted})
+    return slots, {name: value.detach().float().mean() for name, value in report.items()}
 
 
 # ---- What TRM is compared with: other recursions in place of latent_recursion, and HRM's halting -
+# HRM is TRM with two networks of four layers, attention, one_step_recursion, continue_loss, a rule
+# of its own in `halts`, and no EMA.
 def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only through the last update of z and that of y."""
+    f_L, f_H = model.nets[0], model.nets[-1]
     for _ in range(model.cfg.n):
-        z = model.nets[0](z.detach() + (y + x))  # f_L
-    y = model.nets[-1](y + z)  # f_H
+        z = f_L(z.detach() + (y + x))
+    y = f_H(y + z)
     return y, z
 
 
@@ -417,125 +399,131 @@ def single_z_recursion(model, x, y, z):
 
 
 def multi_z_recursion(model, x, y, z):
-    """Table 2, n + 1 features: each update sees all z [B, n, S, D] and renews the oldest."""
+    """Table 2, n + 1 features: y, and n latents z [B, n, S, D]; the update of each sees all."""
     for _ in range(model.cfg.n):
         new = model.nets[0](z.sum(1) + (y + x))
-        z = torch.cat([z[:, 1:], new[:, None]], 1)
+        z = torch.cat([z[:, 1:], new[:, None]], 1)  # in place of the oldest
     y = model.nets[-1](y + z.sum(1))
     return y, z
 
 
-@torch.no_grad()
-def continue_target(model, x, y, z, last):
-    """HRM's target for "continue" [B]: the next step's higher q, or its "halt" where `last`."""
-    _, _, q = deep_recursion(model, x, y, z)
-    return torch.where(last, q[:, 0], q.amax(1)).sigmoid()
+def continue_loss(model, x, y, z, q, last):
+    """HRM's loss of "continue" [B]: it learns the next step's higher q, or "halt" where `last`."""
+    with torch.no_grad():
+        _, _, q_next = deep_recursion(model, x, y, z)
+        target = torch.where(last, q_next[:, 0], q_next.amax(1)).sigmoid()
+    return F.binary_cross_entropy_with_logits(q[:, 1], target, reduction="none")
 
 
 # ---- Evaluation: the same supervision steps, without supervision ---------------------------------
 @torch.no_grad()
-def think(model, task, puzzles):
-    """Yield for P puzzles each step's answers by C copies [P, C, L], best first, and q [P, C]."""
-    cfg = model.cfg
-    P, L = puzzles.inputs.shape
-    tries = puzzles[torch.arange(P).repeat_interleave(cfg.rollouts)]
-    inputs, ids, undo = task.copies(tries.inputs, tries.ids, cfg.augment)
-    x = model.embed(inputs, model.puzzle_vectors[ids])
+def think(model, inputs, vectors, cfg):
+    """Yield each step's answers [N, L] and halting logits [N]; vectors [N, D]: see TRM.embed."""
+    x = model.embed(inputs, vectors)
     y, z = model.initial_state(len(inputs))
-    rows = torch.arange(len(inputs), device=inputs.device)  # of the copies that still think
-    answers = torch.zeros_like(inputs)  # [P * C, L], C = augment x rollouts
-    halt = torch.zeros_like(ids, dtype=torch.float32)  # [P * C]
+    answers = torch.zeros_like(inputs)
+    halt = torch.zeros(len(inputs), device=inputs.device)
+    active = torch.arange(len(inputs), device=inputs.device)  # the puzzles that still think
     for _ in range(cfg.N_eval):
-        if cfg.noise:
-            z = torch.normal(z, cfg.noise)
         (y, z), logits, q = deep_recursion(model, x, y, z)
-        before = answers[rows]
-        answers[rows] = logits.argmax(-1)
-        halt[rows] = q[:, 0]
-        found, logit = undo(answers).view(P, -1, L), halt.view(P, -1).clone()
-        if found.shape[1] > 1:
-            ranked = [vote(*copies, cfg.pick) for copies in zip(found.cpu(), logit.cpu())]
-            found, logit = (torch.stack(parts).to(inputs.device) for parts in zip(*ranked))
-        yield found, logit
-        if not cfg.all_steps:  # a copy leaves at halt > 0, in HRM too, if nothing changed
-            stay = (answers[rows] != before).any(1) | (q[:, 0] <= 0)
-            rows, x, y, z = rows[stay], x[stay], y[stay], z[stay]
-        if not len(rows):
-            break
+        before = answers[active]
+        answers[active] = logits.argmax(-1)
+        halt[active] = q[:, 0]
+        yield answers.clone(), halt.clone()
+        if cfg.early_exit:
+            unsure = (answers[active] != before).any(1) | (q[:, 0] <= 0)
+            active, x, y, z = active[unsure], x[unsure], y[unsure], z[unsure]
+            if len(active) == 0:
+                return
 
 
-def vote(answers, q, pick):
-    """The distinct answers of [C, L], best first, and the highest q of each; padded to C."""
+def vote(answers, q):
+    """The two answers [2, L] that most of the copies [C, L] have; the highest q of the first."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
-    groups = [q[which == k] for k in range(len(distinct))]  # the logits of equal answers
-    keys = [group.max() for group in groups]
-    if pick == "vote":
-        keys = [(len(group), group.sigmoid().mean()) for group in groups]
-    order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
-    order += order[:1] * (len(answers) - len(order))
-    return distinct[order], torch.stack([groups[k].max() for k in order])
+    # One for each copy; where that is equal, the sum of the halting probabilities decides.
+    votes = torch.zeros(len(distinct)).index_add(0, which, 1 + q.sigmoid() / (2 * len(q)))
+    order = votes.argsort(descending=True)[:2]  # a single one where all copies agree
+    return distinct[order[[0, -1]]], q[which == order[0]].max()
 
 
-def evaluate(model, task, puzzles):
-    """Scores [4, N_eval, N]: exact, solved, q right, rank (from 0); the best answers [N, 2, L]."""
-    cfg = model.cfg
-    scores = torch.zeros(4, cfg.N_eval, len(puzzles))
-    attempts = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
-    size = max(1, 4 * cfg.batch // (cfg.augment * cfg.rollouts))  # without gradient more fit in
+def attempt(model, task, puzzles, cfg):
+    """Yield each step's two best answers [P, 2, L] by votes of copies, and q [P] of the first."""
+    inputs, ids, undo = task.copies(puzzles.inputs.long(), puzzles.ids, cfg.augment)
+    for answers, q in think(model, inputs, model.puzzle_vectors[ids], cfg):
+        answers = undo(answers).cpu().view(len(puzzles), cfg.augment, -1)
+        best = zip(*map(vote, answers, q.cpu().view(len(puzzles), -1)))
+        yield tuple(torch.stack(part).to(inputs.device) for part in best)
+
+
+def evaluate(model, task, puzzles, cfg):
+    """Score N puzzles: a dict of [N_eval, N], after each step; the two best answers [N, 2, L]."""
+    names = ("exact", "solved", "head right")  # the labels, the rules, does q tell "exact"?
+    scores = {name: torch.zeros(cfg.N_eval, len(puzzles)) for name in names}
+    best = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
+    size = max(1, 4 * cfg.batch // cfg.augment)  # puzzles at once; more than in training fit in
     with torch.random.fork_rng():  # training goes on as if nobody had looked
-        torch.manual_seed(cfg.seed)
         for rows in torch.arange(len(puzzles)).split(size):
+            torch.manual_seed(cfg.seed)  # the same symmetries, however many puzzles at once
             part = puzzles[rows]
-            for step, (answers, q) in enumerate(think(model, task, part)):
-                right = is_right(answers, part.labels[:, None])  # [P, C]
-                solved = task.obeys(part, answers[:, 0])
-                rank = torch.where(right.any(1), right.int().argmax(1), math.inf)
-                results = torch.stack([right[:, 0], solved, right[:, 0] == (q[:, 0] > 0), rank])
-                scores[:, step:, rows] = results[:, None].cpu()  # later, too: all may leave now
-            attempts[rows] = answers[:, :2].byte().cpu()
-    return scores, attempts
+            for step, (answers, q) in enumerate(attempt(model, task, part, cfg)):
+                exact = is_right(answers[:, 0], part.labels)
+                found = exact, task.obeys(part, answers[:, 0]), exact == (q > 0)
+                for name, values in zip(names, found):
+                    scores[name][step:, rows] = values.float().cpu()  # if all leave, this stays
+            best[rows] = answers.byte().cpu()
+    return scores, best
 
 
-def print_evaluation(model, task):
-    """Print what is right after 1, 2, 4, ... steps. With ARC, write submission.json, too."""
+def print_evaluation(model, task, cfg, path, step):
+    """Print the scores after 1, 2, 4, ... supervision steps; with ARC, write submission.json."""
+    scores, best = evaluate(model, task, task.test, cfg)
     known = (task.test.labels > 0).any(1).cpu()
-    began = time.perf_counter()
-    scores, attempts = evaluate(model, task, task.test)
-    speed = len(task.test) / (time.perf_counter() - began)
-    print(f"\n{known.sum()} of {len(known)} unseen puzzles have a known answer; {speed:,.1f}/s")
-    print("% right after step  exact  solved  head right")
-    for step in range(1, model.cfg.N_eval + 1):
-        if known.any() and (step.bit_count() == 1 or step == model.cfg.N_eval):
-            exact, solved, head = 100 * scores[:3, step - 1, known].mean(1)
-            print(f"{step:18}  {exact:5.1f}  {solved:6.1f}  {head:10.1f}")
-    task.report(attempts, scores[3, -1])
+    asked = (
+        f"N_eval {cfg.N_eval}, early exit {cfg.early_exit}, votes {cfg.augment}, seed {cfg.seed}"
+    )
+    others = "" if known.all() else f" of {len(known)}, whose answer is known"
+    print(f"\n{path.parent}, step {step}, {asked}, {known.sum()} unseen puzzles{others}")
+    print("after step  % exact  % solved  % head right")
+    for step in range(1, cfg.N_eval + 1):
+        if known.any() and (step.bit_count() == 1 or step == cfg.N_eval):
+            exact, solved, head = (100 * part[step - 1, known].mean() for part in scores.values())
+            print(f"{step:10}  {exact:7.1f}  {solved:8.1f}  {head:12.1f}")
+    if known.any():
+        print(f"(of an answer: is it exact? A head that always says no has {100 - exact:.1f})")
+    task.report(best, path.parent)
 
 
-def solve(model, task, puzzle, svg=None):
-    """Print the answer to a puzzle after each step, until all copies have left; draw a film."""
+def solve(model, task, puzzle, cfg, svg=None):
+    """Print the answer to a puzzle after each step, until it is sure; draw the film of it."""
     question = replace(puzzle, labels=torch.zeros_like(puzzle.labels))  # nothing is right or wrong
-    print(f"\n{task.describe(puzzle)[0]}\n{data.show(task, question, puzzle.inputs[0])}")
-    panels = []
-    for step, (answers, q) in enumerate(think(model, task, puzzle), 1):
-        caption = f"step {step}: halting probability {q[0, 0].sigmoid():.3f}"
-        print(f"\n{caption}\n{data.show(task, puzzle, answers[0, 0])}")
-        panels.append((answers[0, 0], caption))
-    if not isinstance(task, data.ARC) or puzzle.labels.any():
+    print(f"\n{task.describe(puzzle)}\n{data.show(task, question, puzzle.inputs[0])}")
+    panels = [(question, puzzle.inputs[0], "question")]
+    cfg = replace(cfg, early_exit=True)
+    for step, (answers, q) in enumerate(attempt(model, task, puzzle, cfg), 1):
+        answer, sure = answers[0, 0], q[0].sigmoid()
+        print(f"\nstep {step}: halting probability {sure:.3f}\n{data.show(task, puzzle, answer)}")
+        panels.append((puzzle, answer, f"step {step}: {{}} wrong, q {sure:.2f}"))
+    if task.rule or puzzle.labels.any():
         print("\nsolved" if task.obeys(puzzle, answers[:, 0]) else "\nnot solved")
     if svg:
-        data.replace_file(Path(svg), data.film(task, puzzle, panels))
+        data.replace_file(svg, data.film(task, panels))
 
 
 # ---- Checkpoints, ours and the published ones ----------------------------------------------------
 def load(path):
-    """The content of a checkpoint; code in it is not run. Raises ValueError."""
+    """The content of a checkpoint, a dict; code in it is not run. Raises ValueError."""
     try:
+        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         content = dict(**torch.load(path, weights_only=True, map_location="cpu"))
         if "config" in content:
-            content["config"] = Config(**content["config"])
-        return content
+            content.update(config=Config(**content["config"]), step=int(content["step"]))
+        weights = content.get("ema", content)  # ours, or a published file
+        damaged = damaged or [name for name in weights if not weights[name].isfinite().all()]
     except Exception as error:  # files are damaged in many ways
-        raise ValueError(f"{path} is not readable as a checkpoint: {error!s:.90}") from None
+        damaged = error
+    if damaged:
+        raise ValueError(f"{path} is not a checkpoint, or damaged: {damaged!s:.90}")
+    return content
 
 
 PUBLISHED_NAMES = {  # regular expressions
@@ -557,223 +545,252 @@ def load_published(weights, L=81, V=11, **changes):
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     if not {"y_init", "puzzle_vectors", "nets.0.0.mlp.down.weight"} <= weights.keys():
         raise ValueError("neither a checkpoint of trm.py nor one of the published code")
-    cfg = PRESETS["sudoku-hrm"] if "nets.1.0.mlp.down.weight" in weights else Config(prefix=16)
+    cfg = preset("sudoku-hrm") if "nets.1.0.mlp.down.weight" in weights else Config(prefix=16)
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
     n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
     cfg = replace(cfg, D=len(weights["y_init"]), n_layers=n_layers, mixing=mixing)
     model = TRM(replace(cfg, **changes), L, V, len(weights["puzzle_vectors"]))
+    if model.cfg.prefix == 0:
+        raise ValueError("--prefix 0: published files have a puzzle vector in 16 or, HRM's, 1")
     model.load_state_dict(weights)  # raises RuntimeError where sizes differ, naming both
-    return model
+    return model.eval()
 
 
 # ---- Training ------------------------------------------------------------------------------------
-def build(cfg, device, saved=None):
-    """Task and state of a run, new or from a checkpoint, as `train` takes it. Raises ValueError."""
-    task = data.TASKS[cfg.task](cfg, device)
-    task.compare(saved["fingerprint"] if saved else task.fingerprint)  # tells of leaks
+def build(cfg, task, device, saved=None):
+    """A run: model, average, optimizer, slots, log; new, or as saved, to go on bit for bit."""
     torch.manual_seed(cfg.seed)
     model = TRM(cfg, task.length, task.vocab, task.identities).to(device)
-    ema = copy.deepcopy(model).requires_grad_(False)
+    run = SimpleNamespace(model=model, slots=None, step=0, rows=[])
+    run.fingerprint = saved["fingerprint"] if saved else task.fingerprint
+    run.ema = copy.deepcopy(model).requires_grad_(False).eval()
     settings = {"betas": (0.9, 0.95), "weight_decay": cfg.weight_decay, "fused": True}
-    optimizer = torch.optim.AdamW(model.parameters(), **settings)
-    torch.manual_seed(cfg.seed)  # the draws do not depend on the size of the model
-    run = {"model": model, "ema": ema, "optimizer": optimizer, "slots": {}, "step": 0, "rows": []}
+    run.optimizer = torch.optim.AdamW(model.parameters(), **settings)  # lr: see train_step
+    torch.manual_seed(cfg.seed)  # what is drawn does not depend on the size of the model
     if saved:
-        for name in "model", "ema", "optimizer":
-            run[name].load_state_dict(saved[name])
-        run.update(step=saved["step"], rows=saved["rows"])
-        run["slots"] = {name: part.to(device) for name, part in saved["slots"].items()}
+        for part in "model", "ema", "optimizer":
+            getattr(run, part).load_state_dict(saved[part])
+        for weight in model.parameters() if saved["step"] > 0 else ():
+            state = run.optimizer.state[weight]  # AdamW itself does not look at shapes
+            if not state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape:
+                raise ValueError("the optimizer's state has other shapes")
+        if saved.get("slots"):
+            run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
+            refill(run.slots, model, task)  # raises where they do not fit
+        run.step, run.rows = saved["step"], [dict(row) for row in saved["rows"]]
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
-    if dist.is_initialized():  # each process has slots of its own, new ones where a run goes on
-        run["slots"] = {}
-        world = dist.get_world_size()
-        if cfg.batch % world:
-            raise ValueError(f"--batch {cfg.batch}: {world} processes cannot share it evenly")
-        model.cfg = replace(cfg, batch=cfg.batch // world)
-        torch.manual_seed(cfg.seed + 1000 * run["step"] + dist.get_rank())
-    return task, run
+    return run
 
 
-def save(path, **content):
-    """Write a checkpoint: what `build` returns of a run, and more."""
-    content.update(rng=torch.get_rng_state(), cuda_rng=torch.cuda.get_rng_state_all())
-    for name in "model", "ema", "optimizer":
-        content[name] = content[name].state_dict()
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    part.replace(path)
+def save(path, cfg, run):
+    """Write log.csv, then the checkpoint beside it, which so never lacks a row."""
+    table = [*run.rows[:1], *(row.values() for row in run.rows)]  # the names, then the values
+    lines = [",".join(map(str, cells)) + "\n" for cells in table]
+    data.replace_file(path.with_name("log.csv"), "".join(lines))
+    content = {**vars(run), "config": asdict(cfg), "rng": torch.get_rng_state()}
+    for part in "model", "ema", "optimizer":
+        content[part] = content[part].state_dict()
+    content["cuda_rng"] = torch.cuda.get_rng_state_all()
+    buffer = io.BytesIO()  # torch.save itself tells of a full disk in other words than OSError
+    torch.save(content, buffer)
+    data.replace_file(path, buffer.getvalue())
 
 
-def handle_signals(handler):
-    """Let a function take SIGINT and SIGTERM; not in a thread, nor in one of many processes."""
-    if threading.current_thread() is threading.main_thread() and not dist.is_initialized():
-        signal.signal(signal.SIGINT, handler)
-        signal.signal(signal.SIGTERM, handler)
-
-
-def train(cfg, path, task, run, signals):
-    """Train until the end or a signal; save path and log.csv each save_every. Raises ValueError."""
-    model, ema, optimizer, slots, step, rows = run.values()
-    is_first = not dist.is_initialized() or dist.get_rank() == 0  # of several processes
+def train(cfg, task, run, path):
+    """Train to the last step; each save_every steps look at unseen puzzles, and save at `path`."""
     if cfg.compile:
         torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
-        for net in model.nets:
+        for net in run.model.nets:
             net.compile(dynamic=False)
-    watched = copy.copy(ema)  # shares its weights; a look at unseen puzzles takes one try
-    watched.cfg = replace(cfg, augment=1, rollouts=1)
     puzzles = task.test[(task.test.labels > 0).any(1)][:256]
-    stop = False
-    unseen = rows[-1]["unseen"] if rows else math.nan
-    recent, began = [], time.perf_counter()
-    while step < cfg.steps and not stop:
-        slots, report = train_step(model, ema, optimizer, slots, task, step)
-        step += 1
-        recent.append(torch.stack(list(report.values())))
-        stop = bool(signals)
-        saves = stop or step == cfg.steps or step % cfg.save_every == 0
-        if not saves and step % cfg.log_every:
+    save(path, cfg, run)  # what cannot be written shows now
+    reports, began = [], None
+    while run.step < cfg.steps:
+        run.slots, report = train_step(run.model, run.ema, run.optimizer, run.slots, task, run.step)
+        run.step += 1
+        reports.append(torch.stack(list(report.values())))
+        if began is None:  # the first step compiles, which says nothing about the others
+            began, timed = time.perf_counter(), run.step
+        saves = run.step % cfg.save_every == 0 or run.step == cfg.steps
+        if not saves and run.step % cfg.log_every > 0:
             continue
-        means = dict(zip(report, torch.stack(recent).mean(0).tolist()))  # waits for the device
+        means = dict(zip(report, torch.stack(reports).mean(0).tolist()))  # waits for the device
         if not math.isfinite(means["loss"]):
-            raise ValueError(f"the loss is {means['loss']} at step {step}: lower --lr")
-        rate = len(recent) / (time.perf_counter() - began)
-        if step % cfg.save_every == 0 and len(puzzles):
-            scores, _ = evaluate(watched, task, puzzles)
-            unseen = scores[0, -1].mean().item()  # exact, after the last step
-        left = (cfg.steps - step) / rate / 60
-        row = {"step": step, "unseen": unseen, "steps/s": rate, "minutes left": left, **means}
-        rows.append(row)
-        values = [f"{name} {value:.3g}" for name, value in row.items() if name != "step"]
-        line = "  ".join([f"step {step} of {cfg.steps}", *values])
-        if sys.stdout.isatty():  # one line, which the next one replaces
-            line = f"\033[K{line}  "[: os.get_terminal_size().columns].rpartition("  ")[0]
-        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        if is_first and saves:
-            run.update(slots={} if dist.is_initialized() else slots, step=step)
-            save(path, **run, config=asdict(cfg), fingerprint=task.fingerprint)
-            table = [row, *[old.values() for old in rows]]  # the names, then the values
-            content = "\n".join(",".join(map(str, cells)) for cells in table)
-            data.replace_file(path.with_name("log.csv"), f"{content}\n")
-        recent, began = [], time.perf_counter()
+            raise ValueError(f"the loss is {means['loss']} at step {run.step}: lower --lr")
+        rate = (run.step - timed) / (time.perf_counter() - began)  # 0: not known yet
+        row = {"step": run.step, **means, "unseen": "", "steps/s": rate or ""}
+        if saves and len(puzzles) > 0:
+            scores, _ = evaluate(run.ema, task, puzzles, replace(cfg, augment=1))
+            row["unseen"] = 100 * scores["exact"][-1].mean().item()
+        run.rows.append(row)
+        if saves:
+            save(path, cfg, run)
+        told = [f"{name} {value:.3g}" for name, value in row.items() if value != ""]
+        if rate:
+            told.append(f"minutes left {(cfg.steps - run.step) / rate / 60:.3g}")
+        print(f"step {run.step} of {cfg.steps}", *told[1:], sep="  ", flush=True)
+        reports, began, timed = [], time.perf_counter(), run.step
 
 
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
-    """The command line; every field of Config is a flag, its comment the help text."""
-    usage = "trm.py {train,eval,solve} NAME [PUZZLE] [--FLAG VALUE ...]; in [ ]: of preset sudoku"
-    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    """The command line, and what it sets of Config: every field is a flag. Raises ValueError."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, epilog=inspect.getsource(Config))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=["train", "eval", "solve"])
-    parser.add_argument("name", help=f"train: {', '.join(PRESETS)}; else a run or a file")
-    parser.add_argument("puzzle", nargs="?", help="solve: one line, `.` is a blank; an ARC task")
-    parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
+    parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
+    parser.add_argument("puzzle", nargs="?", help="solve: in one line, `.` is a blank; an ARC task")
+    parser.add_argument("--run", help="train: name of the run in runs/, in place of the preset's")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
     either.add_argument("--overwrite", action="store_true", help="train: replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the answers after each step")
-    source = inspect.getsource(Config)
-    for title, name, comment in re.findall(r" {4}(?:# (.+)|(\w+): .+?  # (.+))\n", source):
-        if title:
-            group = parser.add_argument_group(title)
-            continue
-        default = getattr(Config, name)
-        choices = "|".join(get_args(Config.__annotations__[name]))
-        options = {"type": type(default), "metavar": choices or "value"}
+    for name, default in vars(Config()).items():
+        kind = {"type": type(default)}
         if type(default) is bool:
-            options = {"action": argparse.BooleanOptionalAction}
-        group.add_argument(f"--{name}", help=f"{comment} [{default}]", **options)
-        if "_" in name:
-            parser.add_argument(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **options)
-    return parser.parse_intermixed_args(argv)
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **kind)
+    args = parser.parse_intermixed_args(argv)
+    if args.run == "" or args.command != "train" and (args.run or args.steps):
+        raise ValueError("--run NAME and --steps are for train; else name the run, and --N_eval")
+    if args.command != "solve" and (args.puzzle or args.svg):
+        raise ValueError(f"{args.puzzle or args.svg!r}: only solve takes a puzzle or --svg")
+    return args, {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
 
 
-def run_training(args, path, changes, device):
-    """Train a preset, or go on with a run; evaluate it. Returns None, or 128 + a signal."""
-    if args.name not in PRESETS:
-        raise ValueError(f"unknown preset {args.name}; there are {', '.join(PRESETS)}")
-    cfg, saved = replace(PRESETS[args.name], **changes), None
-    parameters = sum(p.numel() for p in TRM(cfg, cfg.size**2, 1).nets.parameters())
-    depth = cfg.T * (cfg.n + 1) * cfg.n_layers
-    print(f"depth {depth}, {1 + cfg.q_learning} forward passes, {parameters:,} parameters")
-    if cfg.steps == 0:
-        print("preset:", PRESETS[args.name])
-        return
-    if cfg.dtype == "auto":
+def preset(name):
+    """The Config of a preset. Raises ValueError."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name}; there are {', '.join(PRESETS)}")
+    return Config(**parse(["train", name, *PRESETS[name].split()])[1])
+
+
+def find(name):
+    """The checkpoint of a run, or a file. Raises ValueError."""
+    for path in (Path("" if "/" in name else "runs", name, "checkpoint.pt"), Path(name)):
+        if path.is_file():
+            return path
+    runs = sorted(path.parent.name for path in Path("runs").glob("*/checkpoint.pt"))
+    raise ValueError(f"no run {name!r}: train it first; there are: {', '.join(runs) or 'none'}")
+
+
+def open_run(args, changes, path, device):
+    """Config, task and run: of a preset, a checkpoint or a published file. Raises ValueError."""
+    is_training = args.command == "train"
+    if is_training and path.exists() and not args.resume and not args.overwrite:
+        raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
+    saved = load(path) if not is_training or args.resume and path.exists() else None
+    old = saved.get("config", Config()) if saved else preset(args.name)
+    cfg = replace(old, **changes)
+    if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
         if device.type == "cuda":
             is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
         cfg = replace(cfg, dtype="bfloat16" if is_fast else "float32")
-    if path.exists() and not args.overwrite:
-        if not args.resume:
-            raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
-        saved = load(path)
-        for name, old in asdict(saved["config"]).items():
-            new = getattr(cfg, name)
-            if old != new and (name != "steps" or new < saved["step"]):
-                raise ValueError(f"--{name} {new}: the run has {old}; give that, or another --run")
-    task, run = build(cfg, device, saved)
-    if saved and saved["fingerprint"] != task.fingerprint:
-        raise ValueError("the training puzzles are not those that the run began with")
-    print(f"{len(task.train)} training and {len(task.test)} unseen puzzles; {device}, {cfg.dtype}")
-    print(f"from step {run['step']}, learning rate {cfg.lr * schedule(cfg, run['step']):.2g}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    signals = []
-    handle_signals(lambda number, frame: signals.append(number))
-    train(cfg, path, task, run, signals)
-    handle_signals(signal.default_int_handler)
-    if signals:
-        print(f"\nstopped and saved {path}; --resume, without --overwrite, goes on")
-        return 128 + max(signals)
-    print_evaluation(run["ema"], task)
-    solve(run["ema"], task, task.test[:1])
+    task = data.TASKS[cfg.task](cfg, device)
+    if saved is None:
+        return cfg, task, build(cfg, task, device)
+    try:
+        for name in changes if is_training else ():
+            was, new = getattr(old, name), getattr(cfg, name)
+            if new != was and (name != "steps" or new < saved["step"]):
+                raise ValueError(f"--{name} {new}: the run has {was}; leave it out, or --run NEW")
+        if "config" not in saved:
+            if is_training or task.identities > 1:
+                raise ValueError("a published file can be evaluated (not for ARC), not trained")
+            model = load_published(saved, task.length, task.vocab, **changes)
+            run = SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
+            return cfg, task, run
+        task.compare(saved["fingerprint"])
+        if is_training and saved["fingerprint"] != task.fingerprint:
+            raise ValueError("the training puzzles are not those that the run began with")
+        if not is_training:
+            saved["slots"] = None  # a batch of training
+        return cfg, task, build(cfg, task, device, saved)
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit: {error!r:.300}") from None
 
 
-def run_model(args, path, changes, device):
-    """Evaluate a model, or let it solve a puzzle."""
-    if "steps" in changes:
-        changes["N_eval"] = changes.pop("steps")
-    saved = load(Path(args.name) if Path(args.name).is_file() else path)
-    cfg = replace(saved.get("config", Config()), **changes)
-    if "config" in saved:
-        task, run = build(cfg, device, saved)
-        model = run["ema"]
-    else:
-        task = data.TASKS[cfg.task](cfg, device)
-        if task.identities > 1:
-            raise ValueError("published ARC vectors are numbered by the published data builder")
-        model = load_published(saved, task.length, task.vocab, **changes).to(device)
-    if args.command == "eval":
-        print_evaluation(model, task)
-    else:
-        puzzle = task.test[[torch.seed() % len(task.test)]]  # another one each time
+def run_command(args, changes, device):
+    """Train, evaluate or solve. Raises ValueError."""
+    is_training = args.command == "train"
+    if is_training and args.steps == 0:  # tell what the paper's tables have
+        cfg = replace(preset(args.name), **changes)
+        size = sum(weight.numel() for weight in TRM(cfg, cfg.size**2, 1).nets.parameters())
+        depth = cfg.T * (cfg.n + 1) * cfg.n_layers
+        print(f"depth {depth}, forward passes {1 + cfg.q_learning}, {size:,} parameters\n{cfg}")
+        return
+    path = Path("runs", args.name if args.run is None else args.run, "checkpoint.pt")
+    path = path if is_training else find(args.name)
+    if args.svg:
+        open(args.svg, "a").close()  # what cannot be written shows now
+    cfg, task, run = open_run(args, changes, path, device)
+    if args.command != "solve":
+        task.tell_leaks(run.fingerprint)
+    if is_training:
+        sizes = f"{len(task.train)} training and {len(task.test)} unseen puzzles"
+        print(f"{sizes}; {device}, {cfg.dtype}")
+        print(f"from step {run.step}; saved every {cfg.save_every}, where --resume goes on")
+        with data.locked(path.parent):
+            train(cfg, task, run, path)
+    if args.command != "solve":
+        print_evaluation(run.ema, task, cfg, path, run.step)
+    if args.command != "eval":
         if args.puzzle is not None:
             puzzle = task.parse(args.puzzle)
-        solve(model, task, puzzle, args.svg)
+        else:  # of a run another one each time
+            puzzle = task.test[[0 if is_training else torch.seed() % len(task.test)]]
+        solve(run.ema, task, puzzle, cfg, args.svg)
+    if is_training:
+        name = path.parent.name
+        print(f"\nin {path.parent}; next: python trm.py solve {name}, or eval {name}{task.votes}")
 
 
 def main(argv=None):
     """Run a command. Returns its exit status, None for 0; a user's mistake is one line, and 2."""
     try:
-        args = parse(argv)
-        changes = {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
-        cuda = f"cuda:{dist.get_node_local_rank(0)}"  # under torchrun each process has its own
-        device = torch.device(cuda if torch.cuda.is_available() else "cpu")
-        if dist.is_torchelastic_launched():
-            dist.init_process_group()
-        path = Path("runs", args.run or args.name, "checkpoint.pt")
-        if (args.puzzle or args.svg) and args.command != "solve":
-            raise ValueError(f"{args.puzzle or args.svg!r}: only solve takes a puzzle or --svg")
-        command = run_training if args.command == "train" else run_model
-        return command(args, path, changes, device)
+        args, changes = parse(argv)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return run_command(args, changes, device)
     except KeyboardInterrupt:
+        print("\nstopped; --resume goes on from what was saved last", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        expected = "state_dict|(out of|allocate) memory|overflowed|inline_container|device ordinal"
-        if isinstance(error, RuntimeError) and not re.search(expected, str(error)):
+        is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not is_memory:
             raise
-        words = f"trm.py: {' '.join(str(error).split())[:400]}"
-        print("\033[K" * sys.stderr.isatty() + words, file=sys.stderr)
+        print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2
+
+
+# ---- Presets, as flags; the paper's numbers where a name has no fast, small or 6x6 in it ---------
+HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
+MAZE = "--task maze --size 30 --mixing attention --n 4"
+ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
+FAST = "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
+# For a laptop: narrow, T 1 (all with gradient), a shorter average, N_sup grows from 2.
+SMALL = "--D 128 --expansion 1.5 --multiple 16 --n 2 --T 1 --N_start 0.125 --loss softmax "
+SMALL += "--batch 64 --lr 3e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
+SIX = SMALL + " --size 6 --N_sup 8 --N_start 1 --lr 4e-3"
+ATT6 = SIX + " --mixing attention --heads 4 --N_start 0"  # N_sup grows from 1
+ARC6 = SMALL + " --task arc --sets training --size 6 --prefix 1"
+PRESETS = {
+    "sudoku": "",
+    "sudoku-att": "--mixing attention",
+    "sudoku-hrm": "--mixing attention --prefix 1" + HRM,
+    "sudoku-fast": FAST
+    + " --lr_final 0.1 --warmup 200 --weight_decay 0.1 --ema 0.998 --steps 6305",
+    "sudoku-small": SMALL + " --D 96 --n 4 --N_eval 32 --ema 0.999 --steps 12000",
+    "sudoku-6x6": SIX + " --weight_decay 1 --steps 1000 --save_every 100",
+    "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --steps 5500",
+    "sudoku-6x6-hrm": ATT6 + HRM + " --lr 2e-3 --warmup 300 --steps 3500 --save_every 200",
+    "maze": MAZE,
+    "maze-small": SMALL + " --task maze --size 8 --min_path 10 --weight_decay 0.3 --steps 5000",
+    "arc1": ARC,
+    "arc2": ARC + " --sets training2,concept,evaluation2",
+    "arc-small": ARC6 + " --augmentations 16 --augment 17 --steps 5000",
+}
 
 
 if __name__ == "__main__":
