@@ -319,27 +319,35 @@ def test_the_losses_by_hand_at_extreme_logits_and_without_labels():
         answer, halting, right = trm.losses(logits, torch.tensor([[9.0, 0]]), labels[:1] * 0, kind)
         assert answer.item() == 0 and not right.item()
         assert halting.item() == pytest.approx(9, abs=1e-3)  # the target is 0
-    assert not trm.is_right(torch.tensor([1, 2, 9]), labels[0])  # one cell is wrong, one is free
 
 
 # ---- Deep supervision ----------------------------------------------------------------------------
 def test_slots_refill_only_when_halted_and_may_explore():
     model, _, y, z = started(recursion="multi_z")
-    first = trm.refill(None, model, drawn())
+    first = trm.refill(None, model, drawn(), 4)
     assert equal([first["y"][:4], first["z"][:4]], [y, z])
     old = {name: part + 1 for name, part in first.items()}
-    new = trm.refill({**old, "halted": torch.tensor([True, False] * 4)}, model, drawn())
+    new = trm.refill({**old, "halted": torch.tensor([True, False] * 4)}, model, drawn(), 4)
     for name, part in first.items():
         assert equal(new[name][::2], part[::2])
         assert equal(new[name][1::2], part[1::2] + 1)
-    for explore, expected in ((1.0, [0, 0.25, 0.5, 0.75, 1]), (0.1, [0.9, 0.925])):
-        for steps, share in enumerate(expected, 1):  # the minimum is uniform in 2..5
-            steps = torch.full((40_000,), steps)
-            halted = trm.halts(torch.ones(40_000, 2), steps, 5, tiny(explore=explore))
-            assert halted.float().mean().item() == pytest.approx(share, abs=0.01)
-    q = torch.tensor([[0.1, 0], [-0.1, 0], [0, 0]])
-    halted = trm.halts(q, torch.tensor([1, 4, 3]), 4, tiny(explore=0.0))
-    assert halted.tolist() == [True, True, False]
+    shares = trm.least_steps(torch.zeros(40_000).long(), 5, 0.8).bincount() / 40_000
+    close(shares, [0.2, 0, 0.2, 0.2, 0.2, 0.2], 0.01)
+    q = torch.tensor([[0.1, 0], [-0.1, 0], [0, 0], [0.1, 0]])
+    count, least = torch.tensor([[1, 4, 3, 3], [0, 0, 0, 4]])
+    assert trm.halts(q, count, least, 4, tiny()).tolist() == [True, True, False, False]
+
+
+def test_exploration_that_is_drawn_once_stays_with_its_puzzle():
+    model = started(explore=0.5, explore_once=True, N_sup=6)[0]
+    model.q_head.bias.data += 99  # always sure
+    parts, slots = learner(model), None
+    for step in range(20):
+        before = slots or {"halted": torch.tensor([True] * 8), "least": torch.zeros(8)}
+        slots, _ = trm.train_step(model, *parts, slots, drawn(), step)
+        assert equal(slots["halted"], slots["count"] >= slots["least"])
+        assert (before["halted"] | (slots["least"] == before["least"])).all()
+    assert not slots["halted"].all()
 
 
 def test_a_training_step_is_one_supervision_step():
@@ -451,7 +459,7 @@ def test_evaluation_equals_a_plain_loop():
 
 def test_votes_do_not_depend_on_how_many_puzzles_think_at_once():
     model, task = thinker()
-    few, many = (replace(model.cfg, batch=batch, augment=3) for batch in (2, 40))
+    few, many = (replace(model.cfg, batch=batch, augment=3, N_eval=2) for batch in (2, 40))
     one, other = (trm.evaluate(model, task, task.train, cfg) for cfg in (few, many))
     assert equal(one, other)
 
@@ -487,8 +495,6 @@ def test_who_is_chosen():
     answers = torch.tensor([[1], [2], [1], [2]])  # a tie: .88 and .12 lose to .73 and .73
     best, q = trm.vote(answers, torch.tensor([2.0, 1.0, -2.0, 1.0]))
     assert best[:, 0].tolist() == [2, 1] and q == 1
-    best, q = trm.vote(answers[:1], torch.tensor([3.0]))
-    assert best[:, 0].tolist() == [1, 1] and q == 3
 
 
 # ---- Runs ----------------------------------------------------------------------------------------
@@ -539,9 +545,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(name, call, monkeyp
 def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
     assert run(TRAIN) == 0
     out = capsys.readouterr().out
-    assert re.search(
-        "20 unseen puzzles.*step 1: .*not solved.*next: python .*--augment 8", out, re.S
-    )
+    assert re.search("20 of 20.*step 1: .*not solved.*python .*--augment 8", out, re.S)
     path = Path("runs/sudoku-6x6/checkpoint.pt")
     before = path.read_bytes()
     refuses(TRAIN, "runs/sudoku-6x6/checkpoint.pt exists: --resume, --overwrite or", capsys)
@@ -550,8 +554,8 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
     assert capsys.readouterr().out.count("step ") == 3 and Path("film.svg").exists()
     assert run("eval sudoku-6x6 --N_eval 9 --augment 2 --early_exit") == 0
     out = capsys.readouterr().out
-    asked = "runs/sudoku-6x6, step 3, N_eval 9, early exit True, votes 2, seed 0, 20 unseen puzzles"
-    assert asked in out and re.search("\n +1 .*\n +2 .*\n +4 .*\n +8 .*\n +9 ", out)
+    assert "runs/sudoku-6x6, step 3, N_eval 9, early exit True, votes 2, seed 0, 20 of" in out
+    assert re.search("\n +1 .*\n +2 .*\n +4 .*\n +8 .*\n +9 ", out)
     assert run(f"{TRAIN} --overwrite") == 0 and path.read_bytes() != before
 
 
@@ -566,11 +570,9 @@ def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monke
     assert "unseen 25  " in lines[1] and "minutes left" in lines[1]
     assert run("eval named") == 0
     assert re.search("\n +16 +25.0 +50.0 +75.0\n", capsys.readouterr().out)
-    Path("named").write_text("a file of the same name")
-    assert run("eval named") == 0 and run("eval ./named") == 2
     refuses("eval sudoku-6x6", "no run 'sudoku-6x6': train it first; there are: named", capsys)
-    refuses(f"{TRAIN} --run ''", "--run NAME", capsys)
-    refuses("eval named --run other", "--run NAME", capsys)
+    for command in f"{TRAIN} --run ''", "eval named --run other":
+        refuses(command, "--run NAME", capsys)
 
 
 def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
@@ -605,7 +607,7 @@ def test_a_disk_that_is_full_is_told_at_once_and_nothing_saved_is_lost(monkeypat
     message = "runs/sudoku-6x6/log.csv cannot be written: No space left on device"
     refuses(f"{TRAIN} --overwrite", message, capsys)
     assert {path: path.read_bytes() for path in Path("runs/sudoku-6x6").iterdir()} == before
-    refuses(f"solve sudoku-6x6 --svg {os.getcwd()}/none/film.svg", "none/film.svg'", capsys)
+    refuses("solve sudoku-6x6 --svg none/film.svg", "No such file or directory: 'none/fi", capsys)
 
 
 def test_a_print_that_fails_costs_no_save():
@@ -656,9 +658,7 @@ BROKEN = [
     (("model", "q_head.bias"), None),
     (("optimizer", "state", 0, "exp_avg"), torch.zeros(2)),
     (("optimizer", "state", 1), None),
-    (("optimizer",), {}),
     (("slots", "y"), torch.zeros(2, 3)),
-    (("slots",), "some"),
     (("rng",), None),
     (("rows",), [5]),
     (("step",), "many"),
@@ -685,7 +685,7 @@ def test_from_the_shell_without_a_compiler():
     environment = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": os.getcwd(), "RANK": "3"}
     done = shell(f"{HERE}/trm.py {TRAIN} --compile", **environment)
     assert done.returncode == 0 and "No working C++ compiler" in done.stderr
-    assert re.search("step 3 of 3.*20 unseen puzzles", done.stdout, re.S)
+    assert re.search("step 3 of 3.*20 of 20 unseen puzzles", done.stdout, re.S)
 
 
 PAPER = """
@@ -713,7 +713,7 @@ def test_every_variant_tells_the_papers_columns_trains_saves_and_is_evaluated(ca
         flags = f"{FLAGS} --size 6 --T 2 --prefix 2 --steps 2 --N_eval 2 --dtype {dtype} --run it"
         flags += " --seed 77"
         assert run(f"train {command} {flags} --overwrite") == run("eval it --augment 2") == 0
-        assert capsys.readouterr().out.count("seed 77, 20 unseen") == 2
+        assert capsys.readouterr().out.count("seed 77, 20 of 20") == 2
 
 
 def test_a_small_network_learns_puzzles_it_has_not_seen():
@@ -807,7 +807,8 @@ def test_no_test_set_holds_a_training_puzzle():
     assert len(seen | set(tests[2])) == 240  # all different
     maze = data.Maze(tiny(task="maze", min_path=7, train_size=80, test_size=80), "cpu")
     sides = [maze.train.inputs, maze.test.inputs, task.test.labels - 1]
-    assert [{n % 2 for n in data.hashes(part)} for part in sides] == [{0}, {1}, {1}]
+    parities = [{n % 2 for n in data.hashes(part)} for part in sides]
+    assert parities == [{0}, {1}, {1}]
 
 
 def csv_file(path, *rows, end="\n"):
@@ -914,7 +915,8 @@ def test_mazes_keep_the_generators_promises(side, minimum, count):
     assert equal(task.mark(inputs)[0], labels) and len(inputs.unique(dim=0)) > 30
     grids = (torch.rand(100, side * side) > 0.4).long() + 1  # any maze, with a way or without
     grids[:, [3, -5]] = torch.tensor([3, 4])
-    assert task.mark(grids)[1].tolist() == [moves_by_hand(text(task, grid), side) for grid in grids]
+    by_hand = [moves_by_hand(text(task, grid), side) for grid in grids]
+    assert task.mark(grids)[1].tolist() == by_hand
 
 
 def test_solved_is_any_shortest_path_and_nothing_else():
@@ -967,7 +969,6 @@ def test_arc_grids_come_back_from_every_symmetry():
     assert [task.numbers(grid) for grid in task.train.labels] == [PAIR["output"], OTHER["output"]]
     assert task.numbers(task.test.labels[0]) == SOLUTION[0]
     assert data.show(task, task.test, task.test.labels[0]) == " 7 \n 1 "
-    assert data.show(task, task.test, task.test.labels[0] * 0) == "(no grid)"
     come_back(task, task.train.inputs, task.train.ids, 29)
     copies, ids, _ = task.copies(task.train.labels, task.train.ids, 29)
     assert ((copies == 2).sum(1) == 2)[:29].all()
@@ -1018,11 +1019,11 @@ def test_outputs_that_are_not_known_are_not_scored(capsys):
     folder = arc({"t1": TASK, "t2": TWO}, {"t1": SOLUTION, "t2": [[[2]], None]})
     assert run(f"{ARC_TRAIN} --data {folder}") == 0
     out = capsys.readouterr().out
-    assert "2 unseen puzzles of 3, whose answer is known" in out
+    assert "2 of 3 unseen puzzles" in out
     assert "2 tasks: pass@2 0.0 %" in out and "nan" not in out
     assert run(f"{ARC_TRAIN} --data {arc({'t1': TASK})} --run none --save_every 1") == 0
     out = capsys.readouterr().out
-    assert "0 unseen puzzles of 1" in out and "pass@" not in out and "nan" not in out
+    assert "0 of 1 unseen puzzles" in out and "pass@" not in out and "nan" not in out
 
 
 def test_pass_at_k_the_submission_and_leaks(capsys):
@@ -1033,7 +1034,6 @@ def test_pass_at_k_the_submission_and_leaks(capsys):
     folder = arc({"same": same}, {"same": [PAIR["output"]]})
     task = arc_task(folder, size=6, sets="training,evaluation")
     assert "1 pairs of same that are" in capsys.readouterr().out and len(task.train) == 5
-    assert equal(task.parse("b:2").inputs, task.test.inputs[[2]])
     with refused("b:3 is no unseen puzzle of --sets training,evaluation"):
         task.parse("b:3")
     wrong, right = task.test.inputs, task.test.labels

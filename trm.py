@@ -66,6 +66,9 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
+    # As published it is drawn at each step: a solved puzzle seldom stays long, and the network does
+    # not learn to keep what is right. Drawn once for a puzzle, some stay long.
+    explore_once: bool = False  # draw it once for a puzzle; not in the paper
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -78,11 +81,10 @@ class Config:
     weight_decay: float = 1.0  # decoupled weight decay
     puzzle_lr: float = 1e-2  # learning rate of the puzzle embeddings
     ema: float = 0.999  # decay of the averaged weights, which are evaluated (section 4.7)
-    # Evaluation
+    # Evaluation and the machine
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
-    # The machine
     seed: int = 0  # of the training puzzles, the weights and the training
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what trains faster here
     compile: bool = True  # torch.compile the network
@@ -297,11 +299,13 @@ def losses(logits, q, labels, kind):
 # Figure 3 thinks N_sup times about one batch. As in the published code, a batch is here a row of
 # slots, each with a puzzle, its (y, z) and the number of supervision steps it has had. A slot that
 # halts gets a new puzzle at the next step, so that the batch is always full.
-def refill(slots, model, task):
+def refill(slots, model, task, N_sup):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
     inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
+    if model.cfg.explore_once:
+        fresh["least"] = least_steps(ids, N_sup, model.cfg.explore)
     if slots is None:
         return fresh
     for name, new in fresh.items():
@@ -310,12 +314,16 @@ def refill(slots, model, task):
     return fresh
 
 
-def halts(q, count, N_sup, cfg):
-    """Which slots halt [B]: at N_sup, or when sure; with chance `explore` not before a minimum."""
+def least_steps(ids, N_sup, explore):
+    """Steps before which a slot may not halt [B]: with chance `explore` 2 to N_sup, else 0."""
+    least = torch.randint_like(ids, 2, max(N_sup, 2) + 1)
+    return torch.where(torch.rand(len(ids), device=ids.device) < explore, least, 0)
+
+
+def halts(q, count, least, N_sup, cfg):
+    """Which slots halt [B]: at N_sup, or when the head is sure and `least` is reached."""
     sure = q[:, 0] > q[:, 1] if cfg.q_learning else q[:, 0] > 0  # HRM: is halting worth more?
-    minimum = torch.randint_like(count, 2, max(N_sup, 2) + 1)  # 2 to N_sup
-    explores = torch.rand_like(q[:, 0]) < cfg.explore
-    return (count >= N_sup) | (sure & (~explores | (count >= minimum)))
+    return (count >= N_sup) | (sure & (count >= least))
 
 
 @torch.no_grad()
@@ -337,8 +345,7 @@ def update_puzzle_vectors(model, ids, grads, share):
 def schedule(cfg, step):
     """The learning rate as a share of the highest: linear warm-up, times a linear fall."""
     warm = min(1, (step + 1) / cfg.warmup)
-    fall = 1 - (1 - cfg.lr_final) * min(1, step / cfg.steps)
-    return warm * fall
+    return warm * (1 - (1 - cfg.lr_final) * min(1, step / cfg.steps))
 
 
 def most_steps(cfg, step):
@@ -354,7 +361,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     """
     cfg = model.cfg
     N_sup = most_steps(cfg, step)
-    slots = refill(slots, model, task)
+    slots = refill(slots, model, task, N_sup)
     count = slots["count"] + 1
     # A copy of the puzzles' vectors [B, D], a leaf: the gradient stops here.
     vectors = model.puzzle_vectors[slots["ids"]].requires_grad_()
@@ -371,7 +378,8 @@ def train_step(model, ema, optimizer, slots, task, step):
     if cfg.prefix:
         update_puzzle_vectors(model, slots["ids"], vectors.grad, schedule(cfg, step))
     update_ema(ema, model)
-    halted = halts(q, count, N_sup, cfg)
+    least = slots["least"] if cfg.explore_once else least_steps(count, N_sup, cfg.explore)
+    halted = halts(q, count, least, N_sup, cfg)
     slots.update(y=y, z=z, count=count, halted=halted)
     report = {"loss": loss, "answer loss": answer_loss, "halting loss": halting_loss}
     report.update({"slots right": right, "slots halted": halted})
@@ -379,8 +387,7 @@ def train_step(model, ema, optimizer, slots, task, step):
 
 
 # ---- What TRM is compared with: other recursions in place of latent_recursion, and HRM's halting -
-# HRM is TRM with two networks of four layers, attention, one_step_recursion, continue_loss, a rule
-# of its own in `halts`, and no EMA.
+# HRM: two networks of four layers, attention, one_step_recursion, continue_loss, `halts`, no EMA.
 def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only through the last update of z and that of y."""
     f_L, f_H = model.nets[0], model.nets[-1]
@@ -440,7 +447,7 @@ def think(model, inputs, vectors, cfg):
 def vote(answers, q):
     """The two answers [2, L] that most of the copies [C, L] have; the highest q of the first."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
-    # One for each copy; where that is equal, the sum of the halting probabilities decides.
+    # A copy has one vote; among equals the sum of the halting probabilities decides.
     votes = torch.zeros(len(distinct)).index_add(0, which, 1 + q.sigmoid() / (2 * len(q)))
     order = votes.argsort(descending=True)[:2]  # a single one where all copies agree
     return distinct[order[[0, -1]]], q[which == order[0]].max()
@@ -481,8 +488,8 @@ def print_evaluation(model, task, cfg, path, step):
     asked = (
         f"N_eval {cfg.N_eval}, early exit {cfg.early_exit}, votes {cfg.augment}, seed {cfg.seed}"
     )
-    others = "" if known.all() else f" of {len(known)}, whose answer is known"
-    print(f"\n{path.parent}, step {step}, {asked}, {known.sum()} unseen puzzles{others}")
+    puzzles = f"{known.sum()} of {len(known)} unseen puzzles"
+    print(f"\n{path.parent}, step {step}, {asked}, {puzzles}")
     print("after step  % exact  % solved  % head right")
     for step in range(1, cfg.N_eval + 1):
         if known.any() and (step.bit_count() == 1 or step == cfg.N_eval):
@@ -517,13 +524,13 @@ def load(path):
         content = dict(**torch.load(path, weights_only=True, map_location="cpu"))
         if "config" in content:
             content.update(config=Config(**content["config"]), step=int(content["step"]))
-        weights = content.get("ema", content)  # ours, or a published file
-        damaged = damaged or [name for name in weights if not weights[name].isfinite().all()]
+        for name, weight in content.get("ema", content).items():  # of ours, or of a published file
+            damaged = damaged or (None if weight.isfinite().all() else name)
+        if damaged:
+            raise ValueError(damaged)
+        return content
     except Exception as error:  # files are damaged in many ways
-        damaged = error
-    if damaged:
-        raise ValueError(f"{path} is not a checkpoint, or damaged: {damaged!s:.90}")
-    return content
+        raise ValueError(f"{path} is not a checkpoint, or damaged: {error!s:.90}") from None
 
 
 PUBLISHED_NAMES = {  # regular expressions
@@ -576,7 +583,7 @@ def build(cfg, task, device, saved=None):
                 raise ValueError("the optimizer's state has other shapes")
         if saved.get("slots"):
             run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
-            refill(run.slots, model, task)  # raises where they do not fit
+            refill(run.slots, model, task, 1)  # raises where they do not fit
         run.step, run.rows = saved["step"], [dict(row) for row in saved["rows"]]
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
@@ -586,8 +593,8 @@ def build(cfg, task, device, saved=None):
 def save(path, cfg, run):
     """Write log.csv, then the checkpoint beside it, which so never lacks a row."""
     table = [*run.rows[:1], *(row.values() for row in run.rows)]  # the names, then the values
-    lines = [",".join(map(str, cells)) + "\n" for cells in table]
-    data.replace_file(path.with_name("log.csv"), "".join(lines))
+    text = "".join(",".join(map(str, cells)) + "\n" for cells in table)
+    data.replace_file(path.with_name("log.csv"), text)
     content = {**vars(run), "config": asdict(cfg), "rng": torch.get_rng_state()}
     for part in "model", "ema", "optimizer":
         content[part] = content[part].state_dict()
@@ -666,15 +673,6 @@ def preset(name):
     return Config(**parse(["train", name, *PRESETS[name].split()])[1])
 
 
-def find(name):
-    """The checkpoint of a run, or a file. Raises ValueError."""
-    for path in (Path("" if "/" in name else "runs", name, "checkpoint.pt"), Path(name)):
-        if path.is_file():
-            return path
-    runs = sorted(path.parent.name for path in Path("runs").glob("*/checkpoint.pt"))
-    raise ValueError(f"no run {name!r}: train it first; there are: {', '.join(runs) or 'none'}")
-
-
 def open_run(args, changes, path, device):
     """Config, task and run: of a preset, a checkpoint or a published file. Raises ValueError."""
     is_training = args.command == "train"
@@ -721,16 +719,20 @@ def run_command(args, changes, device):
         depth = cfg.T * (cfg.n + 1) * cfg.n_layers
         print(f"depth {depth}, forward passes {1 + cfg.q_learning}, {size:,} parameters\n{cfg}")
         return
-    path = Path("runs", args.name if args.run is None else args.run, "checkpoint.pt")
-    path = path if is_training else find(args.name)
+    name = args.name if args.run is None else args.run
+    path = Path("runs", name, "checkpoint.pt")
+    if not is_training and not path.exists():
+        path = Path(name)  # a file, ours or a published one
+        if not path.is_file():
+            runs = ", ".join(sorted(os.listdir("runs") if os.path.isdir("runs") else []))
+            raise ValueError(f"no run {name!r}: train it first; there are: {runs or 'none'}")
     if args.svg:
         open(args.svg, "a").close()  # what cannot be written shows now
     cfg, task, run = open_run(args, changes, path, device)
     if args.command != "solve":
         task.tell_leaks(run.fingerprint)
     if is_training:
-        sizes = f"{len(task.train)} training and {len(task.test)} unseen puzzles"
-        print(f"{sizes}; {device}, {cfg.dtype}")
+        print(f"{len(task.train)} training, {len(task.test)} unseen puzzles; {device}, {cfg.dtype}")
         print(f"from step {run.step}; saved every {cfg.save_every}, where --resume goes on")
         with data.locked(path.parent):
             train(cfg, task, run, path)
@@ -743,7 +745,6 @@ def run_command(args, changes, device):
             puzzle = task.test[[0 if is_training else torch.seed() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
     if is_training:
-        name = path.parent.name
         print(f"\nin {path.parent}; next: python trm.py solve {name}, or eval {name}{task.votes}")
 
 
@@ -757,8 +758,7 @@ def main(argv=None):
         print("\nstopped; --resume goes on from what was saved last", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if isinstance(error, RuntimeError) and not is_memory:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2
@@ -774,6 +774,7 @@ SMALL = "--D 128 --expansion 1.5 --multiple 16 --n 2 --T 1 --N_start 0.125 --los
 SMALL += "--batch 64 --lr 3e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
 SIX = SMALL + " --size 6 --N_sup 8 --N_start 1 --lr 4e-3"
 ATT6 = SIX + " --mixing attention --heads 4 --N_start 0"  # N_sup grows from 1
+MAZE8 = SMALL + " --task maze --size 8 --min_path 10 --weight_decay 0.3"
 ARC6 = SMALL + " --task arc --sets training --size 6 --prefix 1"
 PRESETS = {
     "sudoku": "",
@@ -783,10 +784,10 @@ PRESETS = {
     + " --lr_final 0.1 --warmup 200 --weight_decay 0.1 --ema 0.998 --steps 6305",
     "sudoku-small": SMALL + " --D 96 --n 4 --N_eval 32 --ema 0.999 --steps 12000",
     "sudoku-6x6": SIX + " --weight_decay 1 --steps 1000 --save_every 100",
-    "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --steps 5500",
+    "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --explore_once --steps 5500",
     "sudoku-6x6-hrm": ATT6 + HRM + " --lr 2e-3 --warmup 300 --steps 3500 --save_every 200",
     "maze": MAZE,
-    "maze-small": SMALL + " --task maze --size 8 --min_path 10 --weight_decay 0.3 --steps 5000",
+    "maze-small": MAZE8 + " --explore 0.5 --explore_once --steps 5000",
     "arc1": ARC,
     "arc2": ARC + " --sets training2,concept,evaluation2",
     "arc-small": ARC6 + " --augmentations 16 --augment 17 --steps 5000",
