@@ -46,7 +46,7 @@ class Puzzles:
 
 
 class Task:
-    """A family of puzzles: length L, vocab V, letters [V], train and test (Puzzles), and this."""
+    """A family of puzzles: length L, vocab V, letters [V], train, test; see Grids for the rest."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
     rule = ""  # what an answer must do, where it can be judged without knowing the right one
@@ -183,10 +183,12 @@ class Grids(Task):
             count = count or BLOCK
             with locked(path.parent, wait=True):  # another process may build the same
                 self.build(path, split, count, seed)
-        rows = list(self.rows(path))
+        try:
+            rows = list(self.rows(path))
+        except csv.Error as error:
+            raise ValueError(f"{path}: {error}") from None
         if len(rows) < max(count, 1):
-            enough = f"--{split}_size {max(count, 1)}"
-            raise ValueError(f"{path} has {len(rows)} puzzles, fewer than {enough}")
+            raise ValueError(f"{path} has {len(rows)} puzzles; --{split}_size is {max(count, 1)}")
         if self.cfg.data and split == "train" and count:
             rows = sorted(random.Random(seed).sample(rows, count))
         pairs = []
@@ -210,7 +212,7 @@ class Grids(Task):
         """A grid as a string to a list of tokens. Raises ValueError, naming the cell."""
         allowed = allowed or self.letters[1:]
         if len(text) != self.length:
-            raise ValueError(f"{len(text)} characters, not {self.length}; is --size {self.side}?")
+            raise ValueError(f"{len(text)} characters, not {self.length} (--size {self.side})")
         for cell, letter in enumerate(text):
             if letter not in allowed:
                 place = f"row {cell // self.side + 1}, column {cell % self.side + 1}"
@@ -440,8 +442,7 @@ def crop(frames, side):
     return torch.where(inside, frames, 0).flatten(1)
 
 
-# Grids are lists of rows of colours; the output may be None where it is not known.
-Pair = namedtuple("Pair", ["task", "input", "output"])  # task: its number
+Pair = namedtuple("Pair", ["task", "input", "output"])  # number, rows of colours, these or None
 
 
 def read_json(path):

@@ -572,7 +572,7 @@ def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monke
     assert re.search("\n +16 +25.0 +50.0 +75.0\n", capsys.readouterr().out)
     refuses("eval sudoku-6x6", "no run 'sudoku-6x6': train it first; there are: named", capsys)
     for command in f"{TRAIN} --run ''", "eval named --run other":
-        refuses(command, "--run NAME", capsys)
+        refuses(command, "--run NAME, --steps", capsys)
 
 
 def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
@@ -607,7 +607,6 @@ def test_a_disk_that_is_full_is_told_at_once_and_nothing_saved_is_lost(monkeypat
     message = "runs/sudoku-6x6/log.csv cannot be written: No space left on device"
     refuses(f"{TRAIN} --overwrite", message, capsys)
     assert {path: path.read_bytes() for path in Path("runs/sudoku-6x6").iterdir()} == before
-    refuses("solve sudoku-6x6 --svg none/film.svg", "No such file or directory: 'none/fi", capsys)
 
 
 def test_a_print_that_fails_costs_no_save():
@@ -630,7 +629,7 @@ def test_checkpoints_that_are_damaged_or_hold_code_are_refused(capsys):
             assert equal(trm.load("bad.pt"), whole)
     for size in draw.integers(len(good), size=6):  # the end is missing
         good[:size].tofile("bad.pt")
-        refuses("eval bad.pt", "bad.pt is not a checkpoint, or damaged", capsys)
+        refuses("eval bad.pt", "bad.pt is not readable as a checkpoint", capsys)
     evil = type("Evil", (), {"__reduce__": lambda self: (os.mkdir, ("made by a checkpoint",))})
     others = [{0: "a name that is no string"}, {}, [1], {"config": {"a": 1}}]
     for content in [{"config": evil()}, *others]:
@@ -723,7 +722,7 @@ def test_a_small_network_learns_puzzles_it_has_not_seen():
 
 
 MISTAKES = """
-train sudoku-smal | no preset sudoku-smal; there are sudoku, sudoku-att
+train sudoku-smal | no preset sudoku-smal (runs need --resume); there are sudoku, sudoku-att
 train sudoku --compile False --steps 0 | 'False': only solve takes a puzzle or --svg
 train sudoku-att --heads 7 | --heads 7: D 512 must divide
 train sudoku --n 1000000000 | --n 1000000000: must be from 1 to 100
@@ -732,7 +731,7 @@ train sudoku --data nowhere | nowhere/train.csv; --data is a folder with train.c
 FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --svg a.svg | 'a.svg': only solve takes a puzzle or --svg
-eval fits --steps 64 | --steps are for train
+eval fits --steps 64 | --steps, --resume and --overwrite are for train
 solve fits '' | 0 characters, not 36
 """
 
@@ -842,10 +841,10 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
     assert len(read_csv(train_size=0)) == 2
     for rows, message in (
         ([ROW, f"here,{EASY[:-1]},{EASY_ANSWER}"], "line 3: 80 characters, not 81"),
-        ([ROW, f"here,{EASY[:36]},{EASY_ANSWER}"], "36 characters, not 81; is --size 9?"),
+        ([ROW, f"here,{EASY[:36]},{EASY_ANSWER}"], "36 characters, not 81 (--size 9)"),
         ([f"here,x{EASY[1:]},{EASY_ANSWER}"], "line 2: row 1, column 1: 'x' is none of"),
         ([ROW, f"here,9{EASY[1:]},{EASY_ANSWER}"], "line 3: the answer must keep the clues"),
-        ([], "csv/train.csv has 0 puzzles, fewer than --train_size 1"),
+        ([], "csv/train.csv has 0 puzzles; --train_size is 1"),
     ):
         csv_file("csv/train.csv", HEADER, *rows)
         with refused(message):

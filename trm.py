@@ -2,20 +2,20 @@
 """The Tiny Recursive Model (TRM) in one file, to be read beside the paper:
 "Less is More: Recursive Reasoning with Tiny Networks", Jolicoeur-Martineau 2025, arXiv:2510.04871.
 
-    Config                                   every number of the method      section 5
+    Config                                   every setting                   section 5
     Linear, SwiGLU, Attention, Block, TRM    the tiny network and its heads  Figure 1, 4.3 to 4.5
     latent_recursion, deep_recursion         z n times, then y; T times      Figure 3, 4.1 and 4.2
     stablemax_cross_entropy, losses          is the answer right?            sections 2.5 and 4.6
     refill, halts, update_ema, train_step    deep supervision                sections 2.4, 4.6, 4.7
     one_step_recursion, ...                  what TRM is compared with       section 2, Table 2
     think, attempt, evaluate, solve          answers at test time            section 5
-    load, load_published, save, train        checkpoints and training
-    parse, run_command, PRESETS              the command line, and recipes
+    load, build, train, parse, PRESETS       checkpoints, training, commands and recipes
 
 Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hidden size, V tokens.
 """
 
 import argparse
+import contextlib
 import copy
 import inspect
 import io
@@ -40,14 +40,14 @@ import data
 # ---- Configuration: the defaults are the paper's TRM-MLP for Sudoku-Extreme ----------------------
 @dataclass
 class Config:
-    """Every number of a run, each a flag of the command line. Raises ValueError."""
+    """Every setting of a run, each a flag of the command line. Raises ValueError."""
 
     # The puzzles, see data.py
-    task: str = "sudoku"  # family of puzzles: sudoku, maze, arc or table
-    size: int = 9  # cells on a side of the grid; ARC: of the largest; tables: in a row, to show
-    data: str = ""  # folder with train.csv and test.csv or ARC's files; empty: built-in puzzles
-    train_size: int = 1000  # puzzles to train on (section 5), 0: all of the file; ARC: all
-    test_size: int = 0  # unseen puzzles; 0: all of the file, or 1000 built-in ones; ARC: all
+    task: str = "sudoku"  # family of puzzles: sudoku, maze or arc
+    size: int = 9  # cells on a side of the grid; ARC: of the largest grids
+    data: str = ""  # folder with train.csv and test.csv; empty: generated ones. ARC: puzzles/arc
+    train_size: int = 1000  # puzzles to train on (section 5); 0: as for test_size; ARC: all
+    test_size: int = 0  # unseen puzzles; 0: all of the file, or 1000 generated ones; ARC: all
     min_path: int = 110  # mazes: the shortest path has more moves than this
     sets: str = "training,concept,evaluation"  # ARC: the test pairs of the last set are unseen
     augmentations: int = 1000  # ARC: copies of each task, each an identity of its own (section 5)
@@ -66,9 +66,8 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
-    # As published it is drawn at each step: a solved puzzle seldom stays long, and the network does
-    # not learn to keep what is right. Drawn once for a puzzle, some stay long.
-    explore_once: bool = False  # draw it once for a puzzle; not in the paper
+    # As published solved puzzles seldom stay in their slots: the network unlearns to keep them.
+    explore_once: bool = False  # draw that once for a puzzle instead; some stay long
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -85,8 +84,8 @@ class Config:
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
-    seed: int = 0  # of the training puzzles, the weights and the training
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: what trains faster here
+    seed: int = 0  # of the training puzzles, weights, training, and the copies that vote
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # train: what is faster here
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
@@ -204,7 +203,7 @@ class TRM(nn.Module):
     def __init__(self, cfg, L, V, identities=1):
         super().__init__()
         self.cfg = cfg
-        self.dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32  # of y and z
+        self.dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32  # of x, y and z
         self.recursion = globals()[f"{cfg.recursion}_recursion"]  # latent_recursion, or another
         self.S = cfg.prefix + L
         self.tokens = nn.Embedding(V, cfg.D)
@@ -301,23 +300,25 @@ def losses(logits, q, labels, kind):
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task, N_sup):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
-    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
+    inputs, labels, ids = task.draw(
+        model.cfg.batch
+    )  # for every slot: to ask how many waits for a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if model.cfg.explore_once:
-        fresh["least"] = least_steps(ids, N_sup, model.cfg.explore)
+        fresh["least"] = least_steps(fresh["count"], N_sup, model.cfg.explore)
     if slots is None:
         return fresh
     for name, new in fresh.items():
-        halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # to the dimensions of `new`
+        halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # [B, 1, ...], as `new` has
         fresh[name] = torch.where(halted, new, slots[name])
     return fresh
 
 
-def least_steps(ids, N_sup, explore):
+def least_steps(count, N_sup, explore):
     """Steps before which a slot may not halt [B]: with chance `explore` 2 to N_sup, else 0."""
-    least = torch.randint_like(ids, 2, max(N_sup, 2) + 1)
-    return torch.where(torch.rand(len(ids), device=ids.device) < explore, least, 0)
+    least = torch.randint_like(count, 2, max(N_sup, 2) + 1)
+    return torch.where(torch.rand(len(count), device=count.device) < explore, least, 0)
 
 
 def halts(q, count, least, N_sup, cfg):
@@ -334,9 +335,9 @@ def update_ema(ema, model):
     ema.puzzle_vectors = model.puzzle_vectors  # shared, not averaged
 
 
-def update_puzzle_vectors(model, ids, grads, share):
+def update_puzzle_vectors(model, ids, grads, scheduled):
     """Sign-SGD on the puzzle embeddings in the batch, with decoupled weight decay (section 5)."""
-    lr = model.cfg.puzzle_lr * share
+    lr = model.cfg.puzzle_lr * scheduled
     same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
     kept = (1 - lr * model.cfg.weight_decay) * model.puzzle_vectors[ids]
     model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()  # the same for equal ids
@@ -363,7 +364,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     N_sup = most_steps(cfg, step)
     slots = refill(slots, model, task, N_sup)
     count = slots["count"] + 1
-    # A copy of the puzzles' vectors [B, D], a leaf: the gradient stops here.
+    # A copy of the puzzles' vectors [B, D]; a leaf, so that it has a .grad of its own.
     vectors = model.puzzle_vectors[slots["ids"]].requires_grad_()
     x = model.embed(slots["inputs"], vectors)
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"])
@@ -387,7 +388,7 @@ def train_step(model, ema, optimizer, slots, task, step):
 
 
 # ---- What TRM is compared with: other recursions in place of latent_recursion, and HRM's halting -
-# HRM: two networks of four layers, attention, one_step_recursion, continue_loss, `halts`, no EMA.
+# HRM: preset sudoku-hrm, one_step_recursion, continue_loss, and its rule in `halts`.
 def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only through the last update of z and that of y."""
     f_L, f_H = model.nets[0], model.nets[-1]
@@ -438,8 +439,8 @@ def think(model, inputs, vectors, cfg):
         halt[active] = q[:, 0]
         yield answers.clone(), halt.clone()
         if cfg.early_exit:
-            unsure = (answers[active] != before).any(1) | (q[:, 0] <= 0)
-            active, x, y, z = active[unsure], x[unsure], y[unsure], z[unsure]
+            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # the same for HRM
+            active, x, y, z = active[goes_on], x[goes_on], y[goes_on], z[goes_on]
             if len(active) == 0:
                 return
 
@@ -467,7 +468,7 @@ def evaluate(model, task, puzzles, cfg):
     names = ("exact", "solved", "head right")  # the labels, the rules, does q tell "exact"?
     scores = {name: torch.zeros(cfg.N_eval, len(puzzles)) for name in names}
     best = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
-    size = max(1, 4 * cfg.batch // cfg.augment)  # puzzles at once; more than in training fit in
+    size = max(1, 4 * cfg.batch // cfg.augment)  # without gradients so many fit in
     with torch.random.fork_rng():  # training goes on as if nobody had looked
         for rows in torch.arange(len(puzzles)).split(size):
             torch.manual_seed(cfg.seed)  # the same symmetries, however many puzzles at once
@@ -476,7 +477,7 @@ def evaluate(model, task, puzzles, cfg):
                 exact = is_right(answers[:, 0], part.labels)
                 found = exact, task.obeys(part, answers[:, 0]), exact == (q > 0)
                 for name, values in zip(names, found):
-                    scores[name][step:, rows] = values.float().cpu()  # if all leave, this stays
+                    scores[name][step:, rows] = values.float().cpu()  # and later: all may leave
             best[rows] = answers.byte().cpu()
     return scores, best
 
@@ -488,15 +489,12 @@ def print_evaluation(model, task, cfg, path, step):
     asked = (
         f"N_eval {cfg.N_eval}, early exit {cfg.early_exit}, votes {cfg.augment}, seed {cfg.seed}"
     )
-    puzzles = f"{known.sum()} of {len(known)} unseen puzzles"
-    print(f"\n{path.parent}, step {step}, {asked}, {puzzles}")
+    print(f"\n{path.parent}, step {step}, {asked}, {known.sum()} of {len(known)} unseen puzzles")
     print("after step  % exact  % solved  % head right")
-    for step in range(1, cfg.N_eval + 1):
-        if known.any() and (step.bit_count() == 1 or step == cfg.N_eval):
-            exact, solved, head = (100 * part[step - 1, known].mean() for part in scores.values())
-            print(f"{step:10}  {exact:7.1f}  {solved:8.1f}  {head:12.1f}")
-    if known.any():
-        print(f"(of an answer: is it exact? A head that always says no has {100 - exact:.1f})")
+    for after in range(1, cfg.N_eval + 1):
+        if known.any() and (after.bit_count() == 1 or after == cfg.N_eval):
+            exact, solved, head = (100 * part[after - 1, known].mean() for part in scores.values())
+            print(f"{after:10}  {exact:7.1f}  {solved:8.1f}  {head:12.1f}")
     task.report(best, path.parent)
 
 
@@ -507,9 +505,9 @@ def solve(model, task, puzzle, cfg, svg=None):
     panels = [(question, puzzle.inputs[0], "question")]
     cfg = replace(cfg, early_exit=True)
     for step, (answers, q) in enumerate(attempt(model, task, puzzle, cfg), 1):
-        answer, sure = answers[0, 0], q[0].sigmoid()
-        print(f"\nstep {step}: halting probability {sure:.3f}\n{data.show(task, puzzle, answer)}")
-        panels.append((puzzle, answer, f"step {step}: {{}} wrong, q {sure:.2f}"))
+        answer, p = answers[0, 0], q[0].sigmoid()
+        print(f"\nstep {step}: halting probability {p:.3f}\n{data.show(task, puzzle, answer)}")
+        panels.append((puzzle, answer, f"step {step}: {{}} wrong, p {p:.2f}"))
     if task.rule or puzzle.labels.any():
         print("\nsolved" if task.obeys(puzzle, answers[:, 0]) else "\nnot solved")
     if svg:
@@ -524,13 +522,13 @@ def load(path):
         content = dict(**torch.load(path, weights_only=True, map_location="cpu"))
         if "config" in content:
             content.update(config=Config(**content["config"]), step=int(content["step"]))
-        for name, weight in content.get("ema", content).items():  # of ours, or of a published file
+        for name, weight in content.get("ema", content).items():  # our average, or a published file
             damaged = damaged or (None if weight.isfinite().all() else name)
         if damaged:
             raise ValueError(damaged)
         return content
     except Exception as error:  # files are damaged in many ways
-        raise ValueError(f"{path} is not a checkpoint, or damaged: {error!s:.90}") from None
+        raise ValueError(f"{path} is not readable as a checkpoint: {error!s:.90}") from None
 
 
 PUBLISHED_NAMES = {  # regular expressions
@@ -592,7 +590,7 @@ def build(cfg, task, device, saved=None):
 
 def save(path, cfg, run):
     """Write log.csv, then the checkpoint beside it, which so never lacks a row."""
-    table = [*run.rows[:1], *(row.values() for row in run.rows)]  # the names, then the values
+    table = [*run.rows[:1], *(row.values() for row in run.rows)]  # first the names
     text = "".join(",".join(map(str, cells)) + "\n" for cells in table)
     data.replace_file(path.with_name("log.csv"), text)
     content = {**vars(run), "config": asdict(cfg), "rng": torch.get_rng_state()}
@@ -659,8 +657,9 @@ def parse(argv):
             kind = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **kind)
     args = parser.parse_intermixed_args(argv)
-    if args.run == "" or args.command != "train" and (args.run or args.steps):
-        raise ValueError("--run NAME and --steps are for train; else name the run, and --N_eval")
+    is_training = args.run or args.steps or args.resume or args.overwrite
+    if args.run == "" or args.command != "train" and is_training:
+        raise ValueError("--run NAME, --steps, --resume and --overwrite are for train")
     if args.command != "solve" and (args.puzzle or args.svg):
         raise ValueError(f"{args.puzzle or args.svg!r}: only solve takes a puzzle or --svg")
     return args, {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
@@ -669,7 +668,7 @@ def parse(argv):
 def preset(name):
     """The Config of a preset. Raises ValueError."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {name} (runs need --resume); there are {', '.join(PRESETS)}")
     return Config(**parse(["train", name, *PRESETS[name].split()])[1])
 
 
@@ -680,6 +679,8 @@ def open_run(args, changes, path, device):
         raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
     saved = load(path) if not is_training or args.resume and path.exists() else None
     old = saved.get("config", Config()) if saved else preset(args.name)
+    if saved and args.run:  # then all of the preset is asked for
+        changes = {**asdict(preset(args.name)), "dtype": old.dtype, **changes}
     cfg = replace(old, **changes)
     if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
@@ -690,16 +691,17 @@ def open_run(args, changes, path, device):
     if saved is None:
         return cfg, task, build(cfg, task, device)
     try:
-        for name in changes if is_training else ():
-            was, new = getattr(old, name), getattr(cfg, name)
-            if new != was and (name != "steps" or new < saved["step"]):
-                raise ValueError(f"--{name} {new}: the run has {was}; leave it out, or --run NEW")
         if "config" not in saved:
             if is_training or task.identities > 1:
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
-            run = SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
-            return cfg, task, run
+            return cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
+        for name in changes:
+            was, new = getattr(old, name), getattr(cfg, name)
+            if new != was and not is_training:
+                print(f"with --{name} {new}; the run has {was}")
+            elif new != was and (name != "steps" or new < saved["step"]):
+                raise ValueError(f"--{name} {new}: the run has {was}; leave it out, or --run NEW")
         task.compare(saved["fingerprint"])
         if is_training and saved["fingerprint"] != task.fingerprint:
             raise ValueError("the training puzzles are not those that the run began with")
@@ -707,7 +709,7 @@ def open_run(args, changes, path, device):
             saved["slots"] = None  # a batch of training
         return cfg, task, build(cfg, task, device, saved)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit: {error!r:.300}") from None
+        raise ValueError(f"{path} does not fit: {type(error).__name__} {error!s:.300}") from None
 
 
 def run_command(args, changes, device):
@@ -726,22 +728,20 @@ def run_command(args, changes, device):
         if not path.is_file():
             runs = ", ".join(sorted(os.listdir("runs") if os.path.isdir("runs") else []))
             raise ValueError(f"no run {name!r}: train it first; there are: {runs or 'none'}")
-    if args.svg:
-        open(args.svg, "a").close()  # what cannot be written shows now
-    cfg, task, run = open_run(args, changes, path, device)
-    if args.command != "solve":
-        task.tell_leaks(run.fingerprint)
-    if is_training:
-        print(f"{len(task.train)} training, {len(task.test)} unseen puzzles; {device}, {cfg.dtype}")
-        print(f"from step {run.step}; saved every {cfg.save_every}, where --resume goes on")
-        with data.locked(path.parent):
+    with data.locked(path.parent) if is_training else contextlib.nullcontext():
+        cfg, task, run = open_run(args, changes, path, device)
+        if args.command != "solve":
+            task.tell_leaks(run.fingerprint)
+        if is_training:
+            told = f"{len(task.train)} training and {len(task.test)} unseen puzzles; {device}"
+            print(f"{told}, {cfg.dtype}; from step {run.step}, saved every {cfg.save_every}")
             train(cfg, task, run, path)
     if args.command != "solve":
         print_evaluation(run.ema, task, cfg, path, run.step)
     if args.command != "eval":
         if args.puzzle is not None:
             puzzle = task.parse(args.puzzle)
-        else:  # of a run another one each time
+        else:  # a random one
             puzzle = task.test[[0 if is_training else torch.seed() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
     if is_training:
@@ -764,7 +764,7 @@ def main(argv=None):
         return 2
 
 
-# ---- Presets, as flags; the paper's numbers where a name has no fast, small or 6x6 in it ---------
+# ---- Presets, as flags, of which the last counts; the paper's unless fast, small or 6x6 ----------
 HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
