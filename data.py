@@ -638,9 +638,9 @@ class ARC(Task):
         """The pairs that show the rule of a task."""
         words = [f"task {self.names[puzzle.ids // self.per_task]}"]
         pairs = self.train[self.train.ids == puzzle.ids]
-        for row in range(len(pairs)):
-            words += [show(self, pairs[[row]], pairs.inputs[row]), "becomes"]
-            words += [show(self, pairs[[row]], pairs.labels[row]), ""]
+        unknown = Puzzles(puzzle.inputs, puzzle.labels * 0, puzzle.ids)  # so that nothing is wrong
+        for question, answer in zip(pairs.inputs, pairs.labels):
+            words += [show(self, unknown, question), "becomes", show(self, unknown, answer), ""]
         return "\n".join([*words, "what becomes of this grid?"])
 
     def grid(self, tokens):

@@ -968,6 +968,7 @@ def test_arc_grids_come_back_from_every_symmetry():
     assert [task.numbers(grid) for grid in task.train.labels] == [PAIR["output"], OTHER["output"]]
     assert task.numbers(task.test.labels[0]) == SOLUTION[0]
     assert data.show(task, task.test, task.test.labels[0]) == " 7 \n 1 "
+    assert " 4 4 \nbecomes\n 4 \n 4 \n" in task.describe(task.test)
     come_back(task, task.train.inputs, task.train.ids, 29)
     copies, ids, _ = task.copies(task.train.labels, task.train.ids, 29)
     assert ((copies == 2).sum(1) == 2)[:29].all()

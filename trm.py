@@ -726,7 +726,7 @@ def run_command(args, changes, device):
     if not is_training and not path.exists():
         path = Path(name)  # a file, ours or a published one
         if not path.is_file():
-            runs = ", ".join(sorted(os.listdir("runs") if os.path.isdir("runs") else []))
+            runs = ", ".join(sorted(p.parts[1] for p in Path("runs").glob("*/checkpoint.pt")))
             raise ValueError(f"no run {name!r}: train it first; there are: {runs or 'none'}")
     with data.locked(path.parent) if is_training else contextlib.nullcontext():
         cfg, task, run = open_run(args, changes, path, device)
