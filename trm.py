@@ -66,7 +66,7 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
-    # As published solved puzzles seldom stay in their slots: the network unlearns to keep them.
+    # As published, solved puzzles soon leave, and the network forgets how to keep a right answer.
     explore_once: bool = False  # draw that once for a puzzle instead; some stay long
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
@@ -242,7 +242,7 @@ class TRM(nn.Module):
         return logits, q
 
 
-# ---- The recursion (Figure 3, sections 4.1 and 4.2). x, y and z are [B, S, D]. -------------------
+# ---- The recursion (Figure 3, sections 4.1 and 4.2). x, y, z: [B, S, D]; multi_z: z [B, n, S, D] -
 def latent_recursion(model, x, y, z):
     """Update the latent z n times, given question and answer; then the answer y, given z.
 
@@ -300,9 +300,7 @@ def losses(logits, q, labels, kind):
 # halts gets a new puzzle at the next step, so that the batch is always full.
 def refill(slots, model, task, N_sup):
     """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
-    inputs, labels, ids = task.draw(
-        model.cfg.batch
-    )  # for every slot: to ask how many waits for a GPU
+    inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if model.cfg.explore_once:
@@ -388,7 +386,7 @@ def train_step(model, ema, optimizer, slots, task, step):
 
 
 # ---- What TRM is compared with: other recursions in place of latent_recursion, and HRM's halting -
-# HRM: preset sudoku-hrm, one_step_recursion, continue_loss, and its rule in `halts`.
+# HRM: two networks of four layers, one_step_recursion, continue_loss, its rule in `halts`, no EMA.
 def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only through the last update of z and that of y."""
     f_L, f_H = model.nets[0], model.nets[-1]
@@ -439,7 +437,7 @@ def think(model, inputs, vectors, cfg):
         halt[active] = q[:, 0]
         yield answers.clone(), halt.clone()
         if cfg.early_exit:
-            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # the same for HRM
+            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # q > 0 for HRM, too
             active, x, y, z = active[goes_on], x[goes_on], y[goes_on], z[goes_on]
             if len(active) == 0:
                 return
@@ -477,7 +475,9 @@ def evaluate(model, task, puzzles, cfg):
                 exact = is_right(answers[:, 0], part.labels)
                 found = exact, task.obeys(part, answers[:, 0]), exact == (q > 0)
                 for name, values in zip(names, found):
-                    scores[name][step:, rows] = values.float().cpu()  # and later: all may leave
+                    scores[name][step:, rows] = (
+                        values.float().cpu()
+                    )  # later ones, too: all may leave
             best[rows] = answers.byte().cpu()
     return scores, best
 
@@ -499,7 +499,7 @@ def print_evaluation(model, task, cfg, path, step):
 
 
 def solve(model, task, puzzle, cfg, svg=None):
-    """Print the answer to a puzzle after each step, until it is sure; draw the film of it."""
+    """Print the answer to a puzzle after each step, until it is sure and stays; draw them."""
     question = replace(puzzle, labels=torch.zeros_like(puzzle.labels))  # nothing is right or wrong
     print(f"\n{task.describe(puzzle)}\n{data.show(task, question, puzzle.inputs[0])}")
     panels = [(question, puzzle.inputs[0], "question")]
@@ -581,7 +581,7 @@ def build(cfg, task, device, saved=None):
                 raise ValueError("the optimizer's state has other shapes")
         if saved.get("slots"):
             run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
-            refill(run.slots, model, task, 1)  # raises where they do not fit
+            refill(run.slots, model, task, 1)  # only to see whether they fit
         run.step, run.rows = saved["step"], [dict(row) for row in saved["rows"]]
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
@@ -589,7 +589,7 @@ def build(cfg, task, device, saved=None):
 
 
 def save(path, cfg, run):
-    """Write log.csv, then the checkpoint beside it, which so never lacks a row."""
+    """Write log.csv, then the checkpoint beside it: so no row of a checkpoint lacks in log.csv."""
     table = [*run.rows[:1], *(row.values() for row in run.rows)]  # first the names
     text = "".join(",".join(map(str, cells)) + "\n" for cells in table)
     data.replace_file(path.with_name("log.csv"), text)
@@ -657,8 +657,8 @@ def parse(argv):
             kind = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **kind)
     args = parser.parse_intermixed_args(argv)
-    is_training = args.run or args.steps or args.resume or args.overwrite
-    if args.run == "" or args.command != "train" and is_training:
+    for_train = args.run or args.steps is not None or args.resume or args.overwrite
+    if args.run == "" or args.command != "train" and for_train:
         raise ValueError("--run NAME, --steps, --resume and --overwrite are for train")
     if args.command != "solve" and (args.puzzle or args.svg):
         raise ValueError(f"{args.puzzle or args.svg!r}: only solve takes a puzzle or --svg")
@@ -680,7 +680,7 @@ def open_run(args, changes, path, device):
     saved = load(path) if not is_training or args.resume and path.exists() else None
     old = saved.get("config", Config()) if saved else preset(args.name)
     if saved and args.run:  # then all of the preset is asked for
-        changes = {**asdict(preset(args.name)), "dtype": old.dtype, **changes}
+        changes = {**asdict(preset(args.name)), "dtype": old.dtype, "steps": old.steps, **changes}
     cfg = replace(old, **changes)
     if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
@@ -706,7 +706,7 @@ def open_run(args, changes, path, device):
         if is_training and saved["fingerprint"] != task.fingerprint:
             raise ValueError("the training puzzles are not those that the run began with")
         if not is_training:
-            saved["slots"] = None  # a batch of training
+            saved["slots"] = None  # not needed here, and of training's sizes
         return cfg, task, build(cfg, task, device, saved)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit: {type(error).__name__} {error!s:.300}") from None
@@ -764,7 +764,7 @@ def main(argv=None):
         return 2
 
 
-# ---- Presets, as flags, of which the last counts; the paper's unless fast, small or 6x6 ----------
+# ---- Presets: flags; where one is repeated the last counts. The paper's unless fast, small, 6x6 --
 HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
