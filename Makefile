@@ -38,7 +38,6 @@ arc: $(ARC)                                                ## download ARC-AGI-1
 puzzles/sudoku-extreme/%: URL = $(HF_ENDPOINT)/datasets/sapientinc/sudoku-extreme/resolve/main/$(@F)
 puzzles/maze-hard/%: URL = $(HF_ENDPOINT)/datasets/sapientinc/maze-30x30-hard-1k/resolve/main/$(@F)
 puzzles/arc/%: URL = $(TRM)/$(@F)
-# A rule for each folder: one rule with several patterns would make all of them at once.
 puzzles/sudoku-extreme/%.csv: ; $(FETCH)
 puzzles/maze-hard/%.csv: ; $(FETCH)
 puzzles/arc/%.json: ; $(FETCH)

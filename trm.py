@@ -698,9 +698,9 @@ def open_run(args, changes, path, device):
             return cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
         for name in changes:
             was, new = getattr(old, name), getattr(cfg, name)
-            if new != was and not is_training:
+            if new != was and not is_training and name not in ("N_eval", "augment", "early_exit"):
                 print(f"with --{name} {new}; the run has {was}")
-            elif new != was and (name != "steps" or new < saved["step"]):
+            elif new != was and is_training and (name != "steps" or new < saved["step"]):
                 raise ValueError(f"--{name} {new}: the run has {was}; leave it out, or --run NEW")
         task.compare(saved["fingerprint"])
         if is_training and saved["fingerprint"] != task.fingerprint:
