@@ -6,27 +6,22 @@ Sudoku 1 is a blank and 2 the digit 1: the 6x6 puzzle that begins ..3..1 has the
 """
 
 import csv
+import fcntl
 import hashlib
 import html
+import io
 import json
-import os
 import random
 import sys
 import zlib
 from collections import namedtuple
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is locked
-    fcntl = None
 
 
 # ---- What a task is ------------------------------------------------------------------------------
@@ -49,9 +44,10 @@ class Task:
     """A family of puzzles: length L, vocab V, letters [V], train, test; see Grids for the rest."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
+    kind = ""  # words on what a model must be made for to take them
     rule = ""  # what an answer must do, where it can be judged without knowing the right one
-    votes = ""  # the flag with which symmetric copies vote
-    colours = None  # of the tokens from 2 on; then cells are drawn without letters
+    box = (10**6, 10**6)  # rows and columns between two lines of a picture
+    colours = None  # of the tokens from 2 on, for pictures without letters
 
     def draw(self, B):
         """A training batch: inputs and labels, int64 [B, L], and puzzle identities [B]."""
@@ -63,12 +59,19 @@ class Task:
 
     def compare(self, fingerprint):
         """Raise ValueError if a model with this fingerprint cannot take these puzzles."""
+        if fingerprint and fingerprint[0] != self.kind:  # published files have none
+            raise ValueError(f"the run is for {fingerprint[0]}; these are {self.kind}")
 
     def tell_leaks(self, fingerprint):
         """Print which of the test puzzles a model with this fingerprint was trained on."""
 
-    def report(self, best, folder):
-        """Print or write more about the two best answers [N, 2, L] to the test puzzles."""
+    def report(self, best):
+        """More scores, by name, of the two best answers [N, 2, L] to the test puzzles."""
+        return {}
+
+    def describe(self, puzzle):
+        """Words on one puzzle."""
+        return "a puzzle"
 
     def grid(self, tokens):
         """The cells of an answer [L] as they are shown: rows of numbers from 0 to L - 1."""
@@ -77,28 +80,51 @@ class Task:
 
 
 # ---- Files ---------------------------------------------------------------------------------------
-@contextmanager
-def locked(folder, wait=False):
-    """Keep other processes out of a folder. If one is in, wait, or raise ValueError."""
+def lock(folder):
+    """Keep other processes out of a folder while this file is open. Raises ValueError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is at work in {folder}") from None
-        yield
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        raise ValueError(f"another process is at work in {folder}") from None
 
 
 def replace_file(path, content):
     """Write text or bytes beside `path`, then rename: never half a file. Raises ValueError."""
     part = Path(f"{path}.part")
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content if isinstance(content, bytes) else content.encode())
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_rows(path, rows):
+    """Replace a CSV file by rows, dicts with the same names. Raises ValueError."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0] if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, text.getvalue())
+
+
+def read_rows(path, *columns):
+    """The rows of a CSV file: numbers of lines and dicts of texts. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; --data is a folder with train.csv and test.csv")
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.DictReader(file, restval="")
+        if not set(columns) <= set(rows.fieldnames or ()):
+            names = ",".join(rows.fieldnames or ())[:60]
+            raise ValueError(f"{path}, line 1: {names!r} lacks the columns {', '.join(columns)}")
+        try:
+            return [(rows.line_num, row) for row in rows]
+        except csv.Error as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 # ---- Puzzles in CSV files ------------------------------------------------------------------------
@@ -120,21 +146,30 @@ def square_symmetries(side, device):
 def hashes(grids):
     """A number for each grid [N, L], the same on every machine: a list of N ints."""
     rows = [row.tobytes() for row in grids.byte().cpu().numpy()]
-    return [int.from_bytes(hashlib.blake2b(row, digest_size=7).digest(), "big") for row in rows]
+    return [int(hashlib.blake2b(row, digest_size=7).hexdigest(), 16) for row in rows]
 
 
 class Grids(Task):
-    """What Sudoku and Maze have in common: train.csv and test.csv, read or built."""
+    """What Sudoku, Maze and Table have in common: train.csv and test.csv, read or built."""
 
-    def __init__(self, cfg, device, letters, suffix=""):
+    def __init__(self, cfg, device, letters, suffix="", length=None):
         self.cfg, self.device = cfg, device
-        self.side, self.length = cfg.size, cfg.size**2
+        self.side, self.length = cfg.size, length or cfg.size**2
         self.letters = letters  # of the tokens, as published
+        self.token = {letter: token for token, letter in enumerate(letters)}
         self.clues = letters[1:]  # those that a question may have
         self.vocab = len(letters)
-        self.box = (cfg.size, cfg.size)  # rows and columns between two lines, when it is shown
+        self.kind = f"{self.length} cells of {self.clues!r}"
         name = f"puzzles/{cfg.task}-{cfg.size}x{cfg.size}{suffix}-seed{cfg.seed}"
         self.folder = Path(cfg.data or name)
+
+    def generate(self, count, wanted):
+        """New questions and answers, int64 [count, L]; wanted(grids [N, L]), bool [N], of each."""
+
+    def symmetries(self, B):
+        """B random symmetries for `transform`: cells [B, L], tokens [B, V]. Here all the same."""
+        cells, tokens = (torch.arange(n, device=self.device) for n in (self.length, self.vocab))
+        return cells.repeat(B, 1), tokens.repeat(B, 1)
 
     @cached_property
     def train(self):
@@ -147,58 +182,39 @@ class Grids(Task):
         return self.read("test", self.cfg.test_size, seed=0)
 
     def build(self, path, split, count, seed):
-        """Generate puzzles, block by block, until the file has `count` of them."""
-
-        def wanted(grids):  # a hash of the answer or maze decides: no puzzle is in both
-            parity = torch.tensor(hashes(grids), device=grids.device) % 2
-            return parity == (split == "test")
-
+        """Generate `count` puzzles or more. A hash decides whether one is for training or tests."""
+        is_test = split == "test"
         lines = path.read_text().splitlines() if path.exists() else ["source,question,answer"]
         while len(lines) <= count:
             print(f"building {path}, puzzles {len(lines)} to {len(lines) + BLOCK - 1}", flush=True)
             with torch.random.fork_rng():
                 torch.manual_seed(zlib.crc32(f"{split} {seed} {len(lines)}".encode()))
-                puzzles = self.generate(BLOCK, wanted)
+                puzzles = self.generate(BLOCK, lambda g: torch.tensor(hashes(g)) % 2 == is_test)
             for pair in zip(*(part.tolist() for part in puzzles)):
                 texts = ("".join(self.letters[t] for t in grid) for grid in pair)
                 lines.append(",".join([f"seed {seed}", *texts]))
             replace_file(path, "\n".join([*lines, ""]))
-
-    def rows(self, path):
-        """Yield line number, question and answer of each row of a file. Raises ValueError."""
-        if not path.is_file():
-            raise ValueError(f"there is no {path}; --data is a folder with train.csv and test.csv")
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.DictReader(file, restval="")
-            if not {"question", "answer"} <= set(rows.fieldnames or ()):
-                columns = ",".join(rows.fieldnames or ())[:60]
-                raise ValueError(f"{path}, line 1: {columns!r} lacks the columns question, answer")
-            for row in rows:
-                yield rows.line_num, row["question"], row["answer"]
 
     def read(self, split, count, seed):
         """Puzzles of a file. Raises ValueError, naming the line that is no puzzle."""
         path = self.folder / f"{split}.csv"
         if not self.cfg.data:
             count = count or BLOCK
-            with locked(path.parent, wait=True):  # another process may build the same
-                self.build(path, split, count, seed)
-        try:
-            rows = list(self.rows(path))
-        except csv.Error as error:
-            raise ValueError(f"{path}: {error}") from None
+            self.build(path, split, count, seed)
+        rows = read_rows(path, "question", "answer")
         if len(rows) < max(count, 1):
             raise ValueError(f"{path} has {len(rows)} puzzles; --{split}_size is {max(count, 1)}")
         if self.cfg.data and split == "train" and count:
             rows = sorted(random.Random(seed).sample(rows, count))
         pairs = []
-        for line, question, answer in rows[: count or None]:
+        for line, row in rows[: count or None]:
             try:
-                pairs.append((self.tokens(question, self.clues), self.tokens(answer)))
+                question = self.tokens(row["question"], self.clues)
+                pairs.append((question, self.tokens(row["answer"])))
             except ValueError as error:
                 raise ValueError(f"{path}, line {line}: {error}") from None
         puzzles = self.puzzles(pairs)
-        for (line, *_), right in zip(rows, self.obeys(puzzles, puzzles.labels).tolist()):
+        for (line, _), right in zip(rows, self.obeys(puzzles, puzzles.labels).tolist()):
             if not right:
                 raise ValueError(f"{path}, line {line}: the answer must {self.rule}; correct it")
         return puzzles
@@ -206,24 +222,23 @@ class Grids(Task):
     def puzzles(self, rows):
         """Rows (tokens of the question, tokens of the answer) as Puzzles."""
         inputs, labels = torch.tensor(rows, dtype=torch.uint8, device=self.device).unbind(1)
-        return Puzzles(inputs, labels, torch.zeros(len(rows), dtype=torch.long, device=self.device))
+        return Puzzles(inputs, labels, 0 * inputs[:, 0].long())
 
     def tokens(self, text, allowed=None):
         """A grid as a string to a list of tokens. Raises ValueError, naming the cell."""
         allowed = allowed or self.letters[1:]
         if len(text) != self.length:
-            raise ValueError(f"{len(text)} characters, not {self.length} (--size {self.side})")
+            raise ValueError(f"{len(text)} characters, not {self.length} (--size; a table's row 1)")
         for cell, letter in enumerate(text):
             if letter not in allowed:
                 place = f"row {cell // self.side + 1}, column {cell % self.side + 1}"
                 raise ValueError(f"{place}: {letter!r} is none of {allowed!r}")
-        return [self.letters.index(letter) for letter in text.replace("0", ".")]
+        return [self.token[letter] for letter in text]
 
     def parse(self, text):
-        """A puzzle typed in one line, labelled where it has one answer. Raises ValueError."""
+        """A puzzle typed in one line, whose answer is not known. Raises ValueError."""
         puzzle = self.puzzles([[self.tokens(text, self.clues)] * 2])
-        puzzle.labels = self.answer(puzzle)
-        return puzzle
+        return replace(puzzle, labels=torch.zeros_like(puzzle.labels))
 
     def draw(self, B):
         """A batch, drawn with replacement, of random symmetric copies: see Task."""
@@ -235,7 +250,7 @@ class Grids(Task):
         """A copies of each puzzle, side by side [P * A, L]; their ids; what maps answers back."""
         symmetry = self.symmetries(A)  # cells [A, L] and tokens [A, V]
         for part in symmetry:
-            part[0] = torch.arange(part.shape[1], device=self.device)
+            part[0] = torch.arange(part.shape[1])
         symmetry = [part.repeat(len(inputs), 1) for part in symmetry]
         inverse = [part.argsort(1) for part in symmetry]
         inputs = transform(inputs.repeat_interleave(A, 0), *symmetry)
@@ -243,34 +258,31 @@ class Grids(Task):
 
     @cached_property
     def fingerprint(self):
-        """What a model is trained on, to be kept with it: a list of numbers."""
-        return hashes(self.train.inputs) + hashes(self.train.labels)
+        """What a model is made for and trained on, to be kept with it: a list."""
+        return [self.kind, *hashes(self.train.inputs), *hashes(~self.train.labels)]
 
     def tell_leaks(self, fingerprint):
         """Print which of the test puzzles a model with this fingerprint was trained on."""
         known = set(fingerprint)
-        both = zip(hashes(self.test.inputs), hashes(self.test.labels))
-        rows = [row for row, numbers in enumerate(both, 1) if known & set(numbers)]
+        answers = ~self.test.labels if self.rule else self.test.inputs  # a table's may repeat
+        marks = zip(hashes(self.test.inputs), hashes(answers))
+        rows = [row for row, numbers in enumerate(marks, 1) if known & set(numbers)]
         if rows:
             found = f"{len(rows)} of {len(self.test)} puzzles in {self.folder / 'test.csv'}"
             print(f"{found}, first number {rows[0]}, are trained on (same question or answer)")
-
-    def describe(self, puzzle):
-        """Words on one puzzle."""
-        return "a puzzle" if puzzle.labels.any() else "a puzzle with several answers, or none"
 
 
 class Sudoku(Grids):
     """Sudoku of 9x9, or of 6x6 with boxes of 2 rows and 3 columns. Raises ValueError."""
 
-    votes = " --augment 8"
     rule = "keep the clues and have every digit once in each row, column and box"
 
     def __init__(self, cfg, device):
         if cfg.size not in (6, 9):
             raise ValueError(f"--size {cfg.size}: Sudoku is 6x6 or 9x9")
         super().__init__(cfg, device, "?.123456789"[: cfg.size + 2])  # padding, blank, digits
-        self.clues += "0"  # a blank, too
+        self.clues += "0"
+        self.token["0"] = 1  # a blank, too
         self.box = (cfg.size // 3, 3)
 
     def generate(self, count, wanted):
@@ -278,9 +290,9 @@ class Sudoku(Grids):
         empty = torch.zeros(count, self.length, dtype=torch.long, device=self.device)
         answers = empty[:0]
         while len(answers) < count:
-            grids = search(to_boards(empty, self.side), limit=1, at_random=True)[1]
+            grids = search(to_boards(empty, self.side), at_random=True)
             answers = torch.cat([answers, grids[wanted(grids)]]).unique(dim=0)
-        answers = answers[torch.randperm(len(answers), device=self.device)[:count]]
+        answers = answers[torch.randperm(len(answers))[:count]]
         # Take out each clue, in random order, if no solution has another digit in its cell. Once
         # is enough: a clue that is needed among more clues is needed among fewer.
         questions = answers.clone()
@@ -290,7 +302,7 @@ class Sudoku(Grids):
             boards = to_boards(questions, self.side)
             boards[rows, :, cell] = True
             boards[rows, clue - 1, cell] = False  # any digit but the right one
-            needed = search(boards, limit=1)[0] > 0
+            needed = search(boards)[:, 0] > 0
             questions[rows, cell] = torch.where(needed, clue, 0)
         return questions + 1, answers + 1
 
@@ -320,16 +332,10 @@ class Sudoku(Grids):
             kept &= ((answers == digit).float() @ units == 1).all(1, keepdim=True)
         return kept.all(1)
 
-    def answer(self, puzzle):
-        """The solution [1, L], 0 if there are none or several."""
-        found, answer = search(to_boards(puzzle.inputs.long() - 1, self.side), width=128)
-        return (answer + 1) * (found == 1)
-
 
 class Maze(Grids):
     """Mazes: mark the cells on a shortest path from S to G."""
 
-    votes = " --augment 8"
     rule = "mark with 'o' a shortest path from the S to the G and change nothing else"
 
     def __init__(self, cfg, device):
@@ -353,10 +359,8 @@ class Maze(Grids):
             mazes = torch.cat([mazes, new[wanted(new)]]).unique(dim=0)
             tries += 1
             if tries > 200 + len(mazes):
-                raise ValueError(
-                    f"too few mazes have over {self.cfg.min_path} moves; lower --min_path"
-                )
-        mazes = mazes[torch.randperm(len(mazes), device=self.device)[:count]]
+                raise ValueError(f"too few mazes have over {self.cfg.min_path} moves: --min_path")
+        mazes = mazes[torch.randperm(len(mazes))[:count]]
         return mazes, self.mark(mazes)[0]
 
     def mark(self, mazes):
@@ -380,8 +384,8 @@ class Maze(Grids):
 
     def symmetries(self, A):
         """The 8 symmetries of the square, again and again."""
-        cells = square_symmetries(self.side, self.device)[torch.arange(A, device=self.device) % 8]
-        return cells, torch.arange(self.vocab, device=self.device).repeat(A, 1)
+        cells = square_symmetries(self.side, self.device)[torch.arange(A) % 8]
+        return cells, super().symmetries(A)[1]
 
     @cached_property
     def turned(self):
@@ -403,17 +407,26 @@ class Maze(Grids):
         mazes = puzzles.inputs
         marked = (mazes == FLOOR) & (answers == PATH)
         kept = ((answers == mazes) | marked).all(1)
-        has_ends = ((mazes == START).sum(1) == 1) & ((mazes == GOAL).sum(1) == 1)
+        kept &= ((mazes == START).sum(1) == 1) & ((mazes == GOAL).sum(1) == 1)
         _, shortest = self.mark(mazes)
         _, along_marks = self.mark(torch.where(answers == FLOOR, WALL, answers))
-        return kept & has_ends & (marked.sum(1) + 1 == shortest) & (along_marks == shortest)
+        return kept & (marked.sum(1) + 1 == shortest) & (along_marks == shortest)
 
-    def answer(self, puzzle):
-        """The maze with a shortest path marked [1, L], 0 if there is no way. Raises ValueError."""
-        if (puzzle.inputs == START).sum() != 1 or (puzzle.inputs == GOAL).sum() != 1:
-            raise ValueError("a maze has one S and one G")
-        answer, moves = self.mark(puzzle.inputs)
-        return answer * (moves >= 0)
+
+class Table(Grids):
+    """Any puzzle as two texts; its files tell their length and letters. Raises ValueError."""
+
+    def __init__(self, cfg, device):
+        if not cfg.data or cfg.augment > 1:
+            raise ValueError("a table needs --data DIR, and has no symmetric copies: --augment 1")
+        texts = []
+        for split in "train", "test":
+            for _, row in read_rows(Path(cfg.data, f"{split}.csv"), "question", "answer"):
+                texts += row["question"], row["answer"]
+        letters = sorted(set("".join(texts)))
+        if len(letters) > 255:
+            raise ValueError(f"{cfg.data}: {len(letters)} different letters, at most 255 can be")
+        super().__init__(cfg, device, "\0" + "".join(letters), length=len("".join(texts[:1])))
 
 
 # ---- ARC-AGI -------------------------------------------------------------------------------------
@@ -421,7 +434,8 @@ class Maze(Grids):
 def frame(grids, down, right, side):
     """Move grids [B, L] from anywhere to `down` and `right` of the top left. Mark their ends."""
     inside = grids.view(-1, side, side) > 1
-    top, left = inside.any(2).int().argmax(1), inside.any(1).int().argmax(1)
+    top = inside.any(2).int().argmax(1)
+    left = inside.any(1).int().argmax(1)
     line = torch.arange(side, device=grids.device)
     rows = (line + (top - down)[:, None]) % side  # [B, side], where each row comes from
     columns = (line + (left - right)[:, None]) % side
@@ -442,61 +456,30 @@ def crop(frames, side):
     return torch.where(inside, frames, 0).flatten(1)
 
 
-Pair = namedtuple("Pair", ["task", "input", "output"])  # number, rows of colours, these or None
+Pair = namedtuple("Pair", ["task", "input", "output"])  # number, and two grids: rows of colours
 
 
-def read_json(path):
-    """The object in a JSON file as a dict. Raises ValueError, naming the file."""
-
-    def unique(pairs):  # json itself takes the last of equal names
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError(f"a name is there twice: {[name for name, _ in pairs]!s:.60}")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=unique)
-        if not isinstance(content, dict):
-            raise ValueError("not an object of tasks")
-        return content
-    except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}; `make arc` downloads the tasks") from None
-
-
-def check(grid):
-    """Raise ValueError unless this is a grid of an ARC task: a list of rows of colours."""
-    sizes = {len(row) for row in grid}
-    cells = [cell for row in grid for cell in row]
-    if len(sizes) != 1 or not 1 <= max(sizes) <= 30 or len(grid) > 30:
-        raise ValueError(f"{str(grid)[:60]} is not a rectangle of 1 to 30x30 cells")
-    if not all(type(cell) is int and 0 <= cell <= 9 for cell in cells):
-        raise ValueError(f"{str(grid)[:60]} has cells that are no numbers from 0 to 9")
-
-
-def read_set(folder, name, is_last):
+def read_set(folder, name):
     """Yield name, training and test pairs (input, output) of each task. Raises ValueError."""
-    path = folder / f"arc-agi_{name}_challenges.json"
-    solutions_path = folder / f"arc-agi_{name}_solutions.json"
-    tasks = read_json(path)
-    solutions = read_json(solutions_path) if solutions_path.exists() else tasks
-    for key in sorted(tasks.keys() | solutions.keys()):
-        try:
+    paths = [folder / f"arc-agi_{name}_{part}.json" for part in ("challenges", "solutions")]
+    where = f"{paths[0]} (or its solutions; `make arc` downloads them)"
+    try:
+        tasks, solutions = (json.loads(path.read_text("utf-8-sig")) for path in paths)
+        for key in sorted(tasks.keys() | solutions.keys()):
+            where = f"{paths[0]}, task {key} (or its solution)"
             train = [(pair["input"], pair["output"]) for pair in tasks[key]["train"]]
             inputs = [pair["input"] for pair in tasks[key]["test"]]
-            if not train or not inputs:
+            test = [*zip(inputs, solutions[key], strict=True)]
+            if not train or not test:
                 raise ValueError("no train pairs, or no test pairs")
-            outputs = solutions[key]
-            if solutions is tasks:
-                outputs = [pair.get("output") for pair in tasks[key]["test"]]
-            if len(outputs) != len(inputs):
-                raise ValueError(f"{len(inputs)} test inputs, but {len(outputs)} solutions")
-            # An output may be None, not known, among the unseen ones only.
-            told = [output for output in outputs if output is not None or not is_last]
-            for grid in [*sum(train, ()), *inputs, *told]:
-                check(grid)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            where = f"{path}, task {key} (or its solution)"
-            raise ValueError(f"{where}: {type(error).__name__}: {error}") from None
-        yield key, train, [*zip(inputs, outputs)]
+            for grid in sum(train + test, ()):
+                cells = np.array(grid)
+                is_grid = cells.ndim == 2 and cells.dtype.kind == "i" and max(cells.shape) <= 30
+                if not is_grid or cells.min() < 0 or cells.max() > 9:
+                    raise ValueError(f"{str(grid)[:60]} is no grid of colours, at most 30x30")
+            yield key, train, test
+    except (LookupError, TypeError, AttributeError, ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from None
 
 
 class ARC(Task):
@@ -509,20 +492,27 @@ class ARC(Task):
     def __init__(self, cfg, device):
         self.cfg, self.device = cfg, device
         self.side, self.length = cfg.size, cfg.size**2
-        self.box = (cfg.size, cfg.size)
         self.per_task = 1 + cfg.augmentations  # identities of a task
         self.names = []  # of the tasks that are small enough
         sets = cfg.sets.split(",")
         first, second = {"training", "evaluation"}, {"training2", "evaluation2"}
         if len(set(sets)) < len(sets) or (first & set(sets) and second & set(sets)):
             raise ValueError(f"--sets {cfg.sets}: would train on what is to be unseen")
-        shown, unseen = self.read(sets)
+        shown, unseen = [], []  # all pairs to train on, and the test pairs of the last set
+        for name in sets:
+            for key, train, test in read_set(Path(cfg.data or "puzzles/arc"), name):
+                sides = [max(np.shape(grid)) for grid in sum(train + test, ())]
+                if max(sides) > self.side:
+                    continue
+                shown += [Pair(len(self.names), *pair) for pair in train]
+                tests = unseen if name == sets[-1] else shown
+                tests += [Pair(len(self.names), *pair) for pair in test]
+                self.names.append(key)
         unseen_pairs = [pair[1:] for pair in unseen]
         leaks = [pair for pair in shown if pair[1:] in unseen_pairs]  # some tasks have two names
-        if leaks:
-            names = ", ".join(sorted({self.names[pair.task] for pair in leaks}))
-            print(f"left out of training: {len(leaks)} pairs of {names} that are unseen ones, too")
-            shown = [pair for pair in shown if pair not in leaks]
+        for pair in leaks:
+            print(f"left out of training: a pair of {self.names[pair.task]} that is unseen, too")
+        shown = [pair for pair in shown if pair not in leaks]
         if not shown or not unseen:
             raise ValueError(f"no task of --sets {cfg.sets} fits into --size {cfg.size}")
         turns, colours, chosen = self.choose(shown)
@@ -535,22 +525,6 @@ class ARC(Task):
         self.pair_counts = torch.tensor(np.bincount(numbers), device=device)
         self.trained = torch.tensor(sorted(set(numbers)), device=device)  # tasks with pairs
 
-    def read(self, sets):
-        """Pairs to train on, and test pairs of the last set. Raises ValueError."""
-        shown, unseen = [], []
-        for name in sets:
-            is_last = name == sets[-1]
-            for key, train, test in read_set(Path(self.cfg.data or "puzzles/arc"), name, is_last):
-                grids = [grid for pair in train + test for grid in pair if grid]
-                if max(max(np.shape(grid)) for grid in grids) > self.side:
-                    continue
-                number = len(self.names)
-                shown += [Pair(number, *pair) for pair in train]
-                tests = unseen if is_last else shown
-                tests += [Pair(number, *pair) for pair in test]
-                self.names.append(key)
-        return shown, unseen
-
     def choose(self, shown):
         """Random turns [M], colours [M, V], and the distinct ones of these that each task has."""
         generator = np.random.default_rng(self.cfg.seed)
@@ -558,31 +532,25 @@ class ARC(Task):
         turns[0] = 0  # the first row changes nothing
         colours = np.tile(np.arange(12), (5 * self.per_task, 1))
         colours[1:, 3:] = generator.permuted(colours[1:, 3:], axis=1)  # 0 stays black
-        chosen, self.fingerprint = [], []
-        for number, name in enumerate(self.names):
+        chosen, crc = [], 0
+        for number in range(len(self.names)):
             pairs = [pair[1:] for pair in shown if pair.task == number]
             used = sorted({c + 2 for pair in pairs for grid in pair for row in grid for c in row})
             looks = np.column_stack([turns, colours[:, used]])
             _, first = np.unique(looks, axis=0, return_index=True)
             distinct = np.sort(first)[: self.per_task]
             chosen.append(np.resize(distinct, self.per_task))  # repeated where there are too few
-            crc = zlib.crc32(str(pairs).encode() + looks[distinct].tobytes())
-            self.fingerprint.append(f"{name} in {len(distinct)} augmentations ({crc:08x})")
+            crc = zlib.crc32(str(pairs).encode() + looks[distinct].tobytes(), crc)
+        self.kind = f"{len(chosen)} ARC tasks in {self.per_task} augmentations ({crc:08x})"
+        self.fingerprint = [self.kind]
         return turns, colours, chosen
-
-    def compare(self, fingerprint):
-        """Raise ValueError unless a checkpoint with this fingerprint has the same identities."""
-        if self.fingerprint != fingerprint:
-            line = min(set(fingerprint) ^ set(self.fingerprint), key=str, default="their order")
-            raise ValueError(f"puzzle vectors of other tasks or augmentations: {line} differs")
 
     def puzzles(self, pairs):
         """Pairs as Puzzles, with grids at the top left."""
         grids = np.zeros((2, len(pairs), self.side, self.side), np.uint8)
         for row, pair in enumerate(pairs):
             for which, grid in enumerate(pair[1:]):
-                if grid is not None:
-                    grids[which, row, : len(grid), : len(grid[0])] = np.array(grid) + 2
+                grids[which, row, : len(grid), : len(grid[0])] = np.array(grid) + 2
         grids = torch.from_numpy(grids).flatten(2).to(self.device)
         inputs, labels = (frame(part, 0, 0, self.side) for part in grids)
         numbers = torch.tensor([pair.task for pair in pairs], device=self.device)
@@ -625,56 +593,42 @@ class ARC(Task):
         return frame(inputs, 0, 0, self.side), ids, undo
 
     def parse(self, text):
-        """The first unseen puzzle of a task, or the k-th: NAME or NAME:k. Raises ValueError."""
-        name, k = f"{text}:1".split(":")[:2]  # the first where no number is named
-        rows = [
-            row for row, id in enumerate(self.test.ids) if self.names[id // self.per_task] == name
-        ]
-        if k not in [str(number) for number in range(1, len(rows) + 1)]:
-            raise ValueError(f"{text} is no unseen puzzle of --sets {self.cfg.sets} within --size")
-        return self.test[[rows[int(k) - 1]]]
+        """The first unseen puzzle of the task of this name. Raises ValueError."""
+        for row, number in enumerate(self.test.ids // self.per_task):
+            if self.names[number] == text:
+                return self.test[[row]]
+        raise ValueError(
+            f"{text} is no task of --sets {self.cfg.sets} that is unseen, within --size"
+        )
 
     def describe(self, puzzle):
         """The pairs that show the rule of a task."""
         words = [f"task {self.names[puzzle.ids // self.per_task]}"]
         pairs = self.train[self.train.ids == puzzle.ids]
-        unknown = Puzzles(puzzle.inputs, puzzle.labels * 0, puzzle.ids)  # so that nothing is wrong
+        unknown = replace(puzzle, labels=puzzle.labels * 0)  # so that nothing is wrong
         for question, answer in zip(pairs.inputs, pairs.labels):
             words += [show(self, unknown, question), "becomes", show(self, unknown, answer), ""]
         return "\n".join([*words, "what becomes of this grid?"])
 
     def grid(self, tokens):
         """The cells of the grid in a frame [L]: rows of cell numbers."""
-        inside = crop(tokens[None], self.side).view(self.side, self.side) > 0
-        numbers = torch.arange(self.length, device=tokens.device).view_as(inside)
+        inside = crop(tokens[None].cpu(), self.side).view(self.side, self.side) > 0
+        numbers = torch.arange(self.length).view_as(inside)
         return [line[keep].tolist() for line, keep in zip(numbers, inside) if keep.any()]
 
-    def numbers(self, tokens):
-        """The grid in a frame [L] as lists of colours; a single 0 where there is none."""
-        return [[tokens[cell].item() - 2 for cell in row] for row in self.grid(tokens)] or [[0]]
-
-    def report(self, best, folder):
-        """Print pass@1 and pass@2 of the two best answers; write them to submission.json."""
-        tasks = self.test.ids.cpu() // self.per_task
-        known = (self.test.labels > 0).any(1).cpu()
-        right = torch.stack([self.obeys(self.test, best[:, k].to(self.device)) for k in (0, 1)], 1)
-        for K in (1, 2) if known.any() else ():  # mean over a task, then over the tasks
-            passed = right[:, :K].any(1).cpu().double()
-            shares = [passed[known & (tasks == task)].mean() for task in tasks[known].unique()]
-            print(f"{len(shares)} tasks: pass@{K} {100 * sum(shares) / len(shares):.1f} %")
-        submission = {}
-        for task, (first, second) in zip(tasks.tolist(), best):
-            pair = {"attempt_1": self.numbers(first), "attempt_2": self.numbers(second)}
-            submission.setdefault(self.names[task], []).append(pair)
-        replace_file(folder / "submission.json", json.dumps(submission, sort_keys=True))
-        print(f"wrote {folder}/submission.json, without tasks that are larger than --size")
+    def report(self, best):
+        """% of tasks that one of the two best answers [N, 2, L] solves: the official score."""
+        tasks = self.test.ids // self.per_task
+        first, second = best.to(self.device).unbind(1)
+        passed = self.obeys(self.test, first) | self.obeys(self.test, second)
+        shares = [passed[tasks == task].double().mean() for task in tasks.unique()]
+        return {"tasks": len(shares), "pass@2": f"{100 * sum(shares) / len(shares):.1f}"}
 
 
 # ---- Solvers of many puzzles at once -------------------------------------------------------------
 # A board, bool [digits, cells], tells which digits are still possible in a cell of a Sudoku.
 # `units`, float32 [cells, 3 * size], is 1 where a cell lies in a row, column or box, else 0.
-# In mazes, N sets of cells are bool [N, side, side].
-def unit_matrix(size, device="cpu"):
+def unit_matrix(size, device):
     """The `units` of a Sudoku, 9x9 with boxes of 3x3 or 6x6 with boxes of 2 rows, 3 columns."""
     row = torch.arange(size, device=device).repeat_interleave(size)
     column = torch.arange(size, device=device).repeat(size)
@@ -715,24 +669,22 @@ def guess(boards, at_random):
     return is_digit, is_cell & ~is_digit
 
 
-def search(boards, limit=2, at_random=False, width=512):
-    """Search N Sudoku for `limit` solutions: their number [N], and one as digits [N, cells]."""
+def search(boards, at_random=False):
+    """Search N Sudoku for a solution: digits [N, cells], 0 where there is none."""
     N, size, cells = boards.shape
     units = unit_matrix(size, boards.device)
-    found = torch.zeros(N, dtype=torch.long, device=boards.device)
-    answers = found[:, None].repeat(1, cells)
+    answers = torch.zeros(N, cells, dtype=torch.long, device=boards.device)
     stack, owner = boards, torch.arange(N, device=boards.device)  # which of the N a board is of
     while len(stack) > 0:
-        top, who = stack[-width:], owner[-width:]  # only these, which bounds the memory
-        stack, owner = stack[:-width], owner[:-width]
+        top, who = stack[-512:], owner[-512:]  # only these, which bounds the memory
+        stack, owner = stack[:-512], owner[:-512]
         new, alive = propagate(top, units)
-        alive &= found[who] < limit
+        alive &= answers[who, 0] == 0
         moved = (new != top).any((1, 2))
         # `alive` tells of the rules in `top`, so it is `top` that is known to be a solution.
         solved = alive & (top.sum(1) == 1).all(1)
-        found += who[solved].bincount(minlength=N)
         # Several rows may solve the same one of the N: the last of them is the answer.
-        chosen = torch.full_like(found, -1)  # [N], a row of `top`, -1: none
+        chosen = torch.full_like(answers[:, 0], -1)  # [N], a row of `top`, -1: none
         chosen = chosen.scatter_reduce(0, who[solved], solved.nonzero()[:, 0], "amax")
         answers[chosen >= 0] = top[chosen[chosen >= 0]].int().argmax(1) + 1
         guessing = alive & ~moved & ~solved  # where nothing moves, it is the digit, or it is not
@@ -740,7 +692,7 @@ def search(boards, limit=2, at_random=False, width=512):
         again = alive & moved
         stack = torch.cat([stack, new[guessing] & ~is_digit, new[again], new[guessing] & ~others])
         owner = torch.cat([owner, who[guessing], who[again], who[guessing]])
-    return found.clamp(max=limit), answers
+    return answers
 
 
 def distances(floor, start):
@@ -758,16 +710,18 @@ def distances(floor, start):
 
 
 def random_cell(cells):
-    """One cell of each set, at random; none of an empty set."""
-    noise = torch.rand(cells.shape, device=cells.device) * cells
-    highest = noise.flatten(1).argmax(1)
+    """One cell of each set [N, side, side], at random; none of an empty set."""
+    highest = (torch.rand(cells.shape, device=cells.device) * cells).flatten(1).argmax(1)
     return cells & F.one_hot(highest, cells[0].numel()).bool().view_as(cells)
 
 
-TASKS = {"sudoku": Sudoku, "maze": Maze, "arc": ARC}
+TASKS = {"sudoku": Sudoku, "maze": Maze, "table": Table, "arc": ARC}
 
 # ---- Drawing -------------------------------------------------------------------------------------
 ANSI = {"given": "1", "right": "36", "wrong": "7;33", "open": "0"}  # bold, cyan, yellow reversed
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" style="background:white" '
+SVG += 'font-family="sans-serif" font-size="14">\n{}\n</svg>\n'
+STROKES = [("#0072b2", ""), ("#d55e00", "8 4"), ("#009e73", "2 3"), ("#cc79a7", "12 3 2 3")]
 FILL = {"given": "#e4e4e4", "right": "#a9def5", "wrong": "#f0a030", "open": "#ffffff"}
 
 
@@ -778,9 +732,9 @@ def kinds(task, puzzle, answer):
     for given, label, token in zip(puzzle.inputs[0], labels, answer):
         is_empty = task.letters[token] in ". "
         kind = "open" if label == 0 or is_empty else "right"
-        if label != 0 and token != label:
+        if label not in (0, token):
             kind = "wrong"
-        elif token == given and not is_empty:
+        elif task.rule and token == given and not is_empty:
             kind = "given"
         result.append(kind)
     return result
@@ -788,7 +742,6 @@ def kinds(task, puzzle, answer):
 
 def show(task, puzzle, answer):
     """An answer [L] as lines of text: in colours on a terminal, else a star marks wrong cells."""
-    in_colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     styles = kinds(task, puzzle, answer)
     h, w = task.box
     lines = []
@@ -796,34 +749,81 @@ def show(task, puzzle, answer):
         cells = []
         for cell in row:
             letter, style = task.letters[answer[cell]], ANSI[styles[cell]]
-            if task.colours:
-                style = "48;2;{};{};{}".format(*bytes.fromhex(task.colours[answer[cell] - 2]))
             star = "*" if styles[cell] == "wrong" else " "
-            cells.append(f"\033[{style}m{letter}\033[0m " if in_colours else letter + star)
+            cells.append(f"\033[{style}m{letter}\033[0m " if sys.stdout.isatty() else letter + star)
         if number > 0 and number % h == 0:
             lines.append("+".join(["-" * (2 * w + 1)] * (len(row) // w)))
-        lines.append(" " + "| ".join("".join(cells[i : i + w]) for i in range(0, len(row), w)))
+        boxes = ["".join(cells[i : i + w]) for i in range(0, len(row), w)]
+        lines.append(" " + "| ".join(boxes))
     return "\n".join(lines) or "(no grid)"
 
 
-def film(task, panels):
-    """An SVG of panels (puzzle, answer [L], words), 5 in a line; changed cells have a frame."""
-    width, height = max(20 * task.side, 160) + 20, 20 * task.side + 40  # room for the words
+def draw_grid(task, puzzle, answer, before):
+    """An answer [L] as SVG, 20 units a cell; cells that are not as `before` [L] have a frame."""
+    styles = kinds(task, puzzle, answer)
+    rows = task.grid(answer)
+    h, w = task.box
     out = []
-    for number, (panel, before) in enumerate(zip(panels, [panels[0], *panels])):
-        puzzle, answer, words = panel
-        left, top = number % 5 * width + 10, number // 5 * height + 10
-        styles = kinds(task, puzzle, answer)
-        out.append(f'<text x="{left}" y="{top}">{words.format(styles.count("wrong"))}</text>')
-        for y, row in enumerate(task.grid(answer)):
-            for x, cell in enumerate(row):
-                token = answer[cell]
-                fill = f"#{task.colours[token - 2]}" if task.colours else FILL[styles[cell]]
-                place = f'x="{left + 20 * x}" y="{top + 20 * y + 10}"'
-                style = f'fill="{fill}" stroke="{"#ccc" if token == before[1][cell] else "#000"}"'
-                out.append(f'<rect {place} width="18" height="18" {style}/>')
-                letter = html.escape(task.letters[token].replace(".", " "))
-                out.append(f'<text {place} dx="5" dy="14">{letter}</text>')
-    box = f"0 -5 {min(len(panels), 5) * width} {(len(panels) + 4) // 5 * height}"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" style="background:white"'
-    return "\n".join([f'{head} font-family="sans-serif" font-size="14">', *out, "</svg>\n"])
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            letter = html.escape(task.letters[answer[cell]]).replace(".", " ")
+            fill = FILL[styles[cell]]
+            if task.colours:
+                fill, letter = f"#{task.colours[answer[cell] - 2]}", ""
+            style = f'fill="{fill}" stroke="{"#ccc" if answer[cell] == before[cell] else "#000"}"'
+            out.append(f'<rect x="{20 * x}" y="{20 * y}" width="18" height="18" {style}/>')
+            out.append(f'<text x="{20 * x + 5}" y="{20 * y + 14}">{letter}</text>')
+            if x % w == 0 and y % h == 0:  # a box begins
+                size = f'width="{20 * min(w, len(row) - x)}" height="{20 * min(h, len(rows) - y)}"'
+                place = f'x="{20 * x - 1}" y="{20 * y - 1}"'
+                out.append(f'<rect {place} {size} fill="none" stroke="#444"/>')
+    return out
+
+
+def film(task, puzzle, steps):
+    """An SVG of a question and each step's answer [1, L] and halting probability, 5 in a line."""
+    while len(steps) > 1 and torch.equal(steps[-1][0], steps[-2][0]):
+        steps = steps[:-1]  # the last step changed nothing
+    width, height = max(20 * task.side, 150) + 20, 20 * (task.length // task.side) + 60
+    bottom = (len(steps) + 5) // 5 * height
+    legend = "" if task.colours else "grey: given, blue: right, orange: wrong, "
+    out = [f'<text x="10" y="{bottom + 10}">{legend}framed: changed</text>']
+    before, words = puzzle.inputs[0], "question"
+    shown = replace(puzzle, labels=puzzle.labels * 0)  # nothing in the question is right or wrong
+    for number, (answer, p) in enumerate([(puzzle.inputs, 0), *steps]):
+        if number > 0:
+            shown, words = puzzle, f"step {number}: p {p:.2f}"
+        if shown.labels.any():
+            words += f", {kinds(task, puzzle, answer[0]).count('wrong')} wrong"
+        place = f"translate({number % 5 * width + 10},{number // 5 * height + 35})"
+        out.append(f'<g transform="{place}"><text y="-10">{words}</text>')
+        out += [*draw_grid(task, shown, answer[0], before), "</g>"]
+        before = answer[0]
+    return SVG.format(min(len(steps) + 1, 5) * width, bottom + 20, "\n".join(out))
+
+
+def curves(runs):
+    """An SVG of the rows of log.csv by run: % of unseen puzzles right, and loss, over steps."""
+    steps = [float(row["step"]) for rows in runs.values() for _, row in rows]
+    last = max(steps, default=1)
+    out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
+    for top, column, title in (30, "unseen", "% of unseen puzzles right"), (270, "loss", "loss"):
+        out.append(f'<text x="50" y="{top - 10}">{title}</text>')
+        lines = {}
+        for run, rows in runs.items():
+            lines[run] = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
+        most = max([value for line in lines.values() for _, value in line], default=1) or 1
+        for value in 0, most:
+            y = top + 190 * (1 - value / most)
+            out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')
+            out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{value:.3g}</text>')
+        below = top - 15  # names do not cover one another
+        for run in sorted(filter(lines.get, lines), key=lambda run: -lines[run][-1][1]):
+            colour, dash = STROKES[list(runs).index(run) % len(STROKES)]
+            points = np.array(lines[run]) * (500 / last, -190 / most) + (50, top + 190)
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+            out.append(f'<polyline points="{path}" {style}/>')
+            below = max(below + 15, points[-1, 1])
+            out.append(f'<text x="555" y="{below:.1f}" fill="{colour}">{html.escape(run)}</text>')
+    return SVG.format(700, 500, "\n".join(out))

@@ -2,15 +2,6 @@
 """The Tiny Recursive Model (TRM) in one file, to be read beside the paper:
 "Less is More: Recursive Reasoning with Tiny Networks", Jolicoeur-Martineau 2025, arXiv:2510.04871.
 
-    Config                                   every setting                   section 5
-    Linear, SwiGLU, Attention, Block, TRM    the tiny network and its heads  Figure 1, 4.3 to 4.5
-    latent_recursion, deep_recursion         z n times, then y; T times      Figure 3, 4.1 and 4.2
-    stablemax_cross_entropy, losses          is the answer right?            sections 2.5 and 4.6
-    refill, halts, update_ema, train_step    deep supervision                sections 2.4, 4.6, 4.7
-    one_step_recursion, ...                  what TRM is compared with       section 2, Table 2
-    think, attempt, evaluate, solve          answers at test time            section 5
-    load, build, train, parse, PRESETS       checkpoints, training, commands and recipes
-
 Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hidden size, V tokens.
 """
 
@@ -43,8 +34,8 @@ class Config:
     """Every setting of a run, each a flag of the command line. Raises ValueError."""
 
     # The puzzles, see data.py
-    task: str = "sudoku"  # family of puzzles: sudoku, maze or arc
-    size: int = 9  # cells on a side of the grid; ARC: of the largest grids
+    task: str = "sudoku"  # family of puzzles: sudoku, maze, arc, or table: your own, from CSV files
+    size: int = 9  # cells on a side of the grid; ARC: of the largest grids; table: in a line
     data: str = ""  # folder with train.csv and test.csv; empty: generated ones. ARC: puzzles/arc
     train_size: int = 1000  # puzzles to train on (section 5); 0: as for test_size; ARC: all
     test_size: int = 0  # unseen puzzles; 0: all of the file, or 1000 generated ones; ARC: all
@@ -72,7 +63,7 @@ class Config:
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
     # The optimizer (section 5)
-    steps: int = 65_000  # optimizer steps; 0: only tell the sizes
+    steps: int = 65_000  # optimizer steps
     batch: int = 768  # puzzles in a step
     lr: float = 1e-4  # learning rate of AdamW
     lr_final: float = 1.0  # share of lr that is left at the end; 1: constant, as published
@@ -91,9 +82,8 @@ class Config:
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
 
     def __post_init__(self):
-        may_be_0 = "train_size test_size min_path augmentations prefix steps seed".split()
-        highest = {1: "N_start explore lr_final ema", 2: "networks", 100: "size n_layers n T"}
-        highest[10_000] = "D heads multiple prefix batch N_eval augment"
+        may_be_0 = "train_size test_size min_path augmentations prefix seed".split()
+        highest = {"N_start": 1, "explore": 1, "lr_final": 1, "ema": 1, "networks": 2}
         self.data = self.data and os.path.abspath(self.data)
         for name, value in vars(self).items():
             kind = type(getattr(Config, name))
@@ -101,7 +91,7 @@ class Config:
             if choices and value not in choices:
                 raise ValueError(f"--{name} {value}: must be one of {', '.join(choices)}")
             low = int(kind is int and name not in may_be_0)
-            high = next((high for high, names in highest.items() if name in names.split()), 10**9)
+            high = highest.get(name, 10**9)
             if kind in (int, float) and not low <= kind(value) <= high:
                 raise ValueError(f"--{name} {value}: must be from {low} to {high}")
             setattr(self, name, kind(value))
@@ -306,11 +296,24 @@ def refill(slots, model, task, N_sup):
     if model.cfg.explore_once:
         fresh["least"] = least_steps(fresh["count"], N_sup, model.cfg.explore)
     if slots is None:
+        check(inputs, labels, model)
         return fresh
     for name, new in fresh.items():
         halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # [B, 1, ...], as `new` has
         fresh[name] = torch.where(halted, new, slots[name])
     return fresh
+
+
+def check(inputs, labels, model):
+    """Raise ValueError, saying which, where tokens are not as the model takes them."""
+    shape, V = [model.cfg.batch, model.S - model.cfg.prefix], model.tokens.num_embeddings  # [B, L]
+    for name, part in ("inputs", inputs), ("labels", labels):
+        if part.dtype != torch.long or [*part.shape] != shape:
+            raise ValueError(f"{name}: {part.dtype} {[*part.shape]} must be torch.int64 {shape}")
+        if part.min() < 0 or part.max() >= V:
+            raise ValueError(f"{name}: tokens must be from 0 to {V - 1}")
+    if not labels.any():
+        raise ValueError("labels: all are 0, which is not scored; your own tokens start at 1")
 
 
 def least_steps(count, N_sup, explore):
@@ -463,8 +466,7 @@ def attempt(model, task, puzzles, cfg):
 
 def evaluate(model, task, puzzles, cfg):
     """Score N puzzles: a dict of [N_eval, N], after each step; the two best answers [N, 2, L]."""
-    names = ("exact", "solved", "head right")  # the labels, the rules, does q tell "exact"?
-    scores = {name: torch.zeros(cfg.N_eval, len(puzzles)) for name in names}
+    scores = {n: torch.zeros(cfg.N_eval, len(puzzles)) for n in ("exact", "solved", "head right")}
     best = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
     size = max(1, 4 * cfg.batch // cfg.augment)  # without gradients so many fit in
     with torch.random.fork_rng():  # training goes on as if nobody had looked
@@ -473,45 +475,48 @@ def evaluate(model, task, puzzles, cfg):
             part = puzzles[rows]
             for step, (answers, q) in enumerate(attempt(model, task, part, cfg)):
                 exact = is_right(answers[:, 0], part.labels)
-                found = exact, task.obeys(part, answers[:, 0]), exact == (q > 0)
-                for name, values in zip(names, found):
-                    scores[name][step:, rows] = (
-                        values.float().cpu()
-                    )  # later ones, too: all may leave
+                found = {"exact": exact, "solved": task.obeys(part, answers[:, 0])}
+                found["head right"] = exact == (q > 0)
+                for name, values in found.items():  # of later steps, too: all may leave
+                    scores[name][step:, rows] = values.float().cpu()
             best[rows] = answers.byte().cpu()
     return scores, best
 
 
 def print_evaluation(model, task, cfg, path, step):
-    """Print the scores after 1, 2, 4, ... supervision steps; with ARC, write submission.json."""
+    """Print the scores after 1, 2, 4, ... supervision steps; add them to eval.csv beside `path`."""
     scores, best = evaluate(model, task, task.test, cfg)
-    known = (task.test.labels > 0).any(1).cpu()
-    asked = (
-        f"N_eval {cfg.N_eval}, early exit {cfg.early_exit}, votes {cfg.augment}, seed {cfg.seed}"
-    )
-    print(f"\n{path.parent}, step {step}, {asked}, {known.sum()} of {len(known)} unseen puzzles")
+    asked = {name: getattr(cfg, name) for name in ("N_eval", "early_exit", "augment", "seed")}
+    asked = {"run": path, "step": step, **asked, "puzzles": len(task.test), **task.report(best)}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in asked.items()))
     print("after step  % exact  % solved  % head right")
+    rows = []
     for after in range(1, cfg.N_eval + 1):
-        if known.any() and (after.bit_count() == 1 or after == cfg.N_eval):
-            exact, solved, head = (100 * part[after - 1, known].mean() for part in scores.values())
-            print(f"{after:10}  {exact:7.1f}  {solved:8.1f}  {head:12.1f}")
-    task.report(best, path.parent)
+        if after.bit_count() == 1 or after == cfg.N_eval:
+            means = {name: f"{100 * part[after - 1].mean():.1f}" for name, part in scores.items()}
+            print("{:10}  {:>7}  {:>8}  {:>12}".format(after, *means.values()))
+            rows.append({**asked, "after step": after, **means})
+    table = path.with_name("eval.csv")
+    earlier = [row for _, row in data.read_rows(table)] if table.exists() else []
+    data.write_rows(table, earlier + rows)
 
 
 def solve(model, task, puzzle, cfg, svg=None):
     """Print the answer to a puzzle after each step, until it is sure and stays; draw them."""
-    question = replace(puzzle, labels=torch.zeros_like(puzzle.labels))  # nothing is right or wrong
+    question = replace(puzzle, labels=puzzle.labels * 0)  # so that nothing is right or wrong
     print(f"\n{task.describe(puzzle)}\n{data.show(task, question, puzzle.inputs[0])}")
-    panels = [(question, puzzle.inputs[0], "question")]
-    cfg = replace(cfg, early_exit=True)
-    for step, (answers, q) in enumerate(attempt(model, task, puzzle, cfg), 1):
-        answer, p = answers[0, 0], q[0].sigmoid()
-        print(f"\nstep {step}: halting probability {p:.3f}\n{data.show(task, puzzle, answer)}")
-        panels.append((puzzle, answer, f"step {step}: {{}} wrong, p {p:.2f}"))
+    steps = list(attempt(model, task, puzzle, replace(cfg, early_exit=True)))
+    steps = [(answers[:, 0], q.sigmoid().item()) for answers, q in steps]
+    last, _ = steps[-1]  # [1, L]
+    is_solved = task.obeys(puzzle, last)
+    if is_solved and not puzzle.labels.any():  # it was typed
+        puzzle = replace(puzzle, labels=last)
+    for step, (answer, p) in enumerate(steps, 1):
+        print(f"\nstep {step}: halting probability {p:.3f}\n{data.show(task, puzzle, answer[0])}")
     if task.rule or puzzle.labels.any():
-        print("\nsolved" if task.obeys(puzzle, answers[:, 0]) else "\nnot solved")
+        print("\nsolved" if is_solved else "\nnot solved")
     if svg:
-        data.replace_file(svg, data.film(task, panels))
+        data.replace_file(svg, data.film(task, puzzle, steps))
 
 
 # ---- Checkpoints, ours and the published ones ----------------------------------------------------
@@ -519,13 +524,12 @@ def load(path):
     """The content of a checkpoint, a dict; code in it is not run. Raises ValueError."""
     try:
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
-        content = dict(**torch.load(path, weights_only=True, map_location="cpu"))
+        content = torch.load(path, weights_only=True, map_location="cpu")
         if "config" in content:
-            content.update(config=Config(**content["config"]), step=int(content["step"]))
-        for name, weight in content.get("ema", content).items():  # our average, or a published file
-            damaged = damaged or (None if weight.isfinite().all() else name)
-        if damaged:
-            raise ValueError(damaged)
+            content["config"] = Config(**content["config"])
+        weights = content.get("ema", content)  # our average, or a published file
+        if damaged or not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("it is damaged, or has weights that are not finite")
         return content
     except Exception as error:  # files are damaged in many ways
         raise ValueError(f"{path} is not readable as a checkpoint: {error!s:.90}") from None
@@ -569,8 +573,9 @@ def build(cfg, task, device, saved=None):
     run = SimpleNamespace(model=model, slots=None, step=0, rows=[])
     run.fingerprint = saved["fingerprint"] if saved else task.fingerprint
     run.ema = copy.deepcopy(model).requires_grad_(False).eval()
-    settings = {"betas": (0.9, 0.95), "weight_decay": cfg.weight_decay, "fused": True}
-    run.optimizer = torch.optim.AdamW(model.parameters(), **settings)  # lr: see train_step
+    run.optimizer = torch.optim.AdamW(  # lr: see train_step
+        model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
+    )
     torch.manual_seed(cfg.seed)  # what is drawn does not depend on the size of the model
     if saved:
         for part in "model", "ema", "optimizer":
@@ -582,7 +587,8 @@ def build(cfg, task, device, saved=None):
         if saved.get("slots"):
             run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
             refill(run.slots, model, task, 1)  # only to see whether they fit
-        run.step, run.rows = saved["step"], [dict(row) for row in saved["rows"]]
+        run.step = saved["step"]
+        run.rows = [dict(row) for row in saved["rows"]]
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
     return run
@@ -590,9 +596,7 @@ def build(cfg, task, device, saved=None):
 
 def save(path, cfg, run):
     """Write log.csv, then the checkpoint beside it: so no row of a checkpoint lacks in log.csv."""
-    table = [*run.rows[:1], *(row.values() for row in run.rows)]  # first the names
-    text = "".join(",".join(map(str, cells)) + "\n" for cells in table)
-    data.replace_file(path.with_name("log.csv"), text)
+    data.write_rows(path.with_name("log.csv"), run.rows)
     content = {**vars(run), "config": asdict(cfg), "rng": torch.get_rng_state()}
     for part in "model", "ema", "optimizer":
         content[part] = content[part].state_dict()
@@ -608,8 +612,9 @@ def train(cfg, task, run, path):
         torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
         for net in run.model.nets:
             net.compile(dynamic=False)
-    puzzles = task.test[(task.test.labels > 0).any(1)][:256]
     save(path, cfg, run)  # what cannot be written shows now
+    if run.step == 0:
+        path.with_name("eval.csv").unlink(missing_ok=True)  # of a run that is replaced
     reports, began = [], None
     while run.step < cfg.steps:
         run.slots, report = train_step(run.model, run.ema, run.optimizer, run.slots, task, run.step)
@@ -625,8 +630,8 @@ def train(cfg, task, run, path):
             raise ValueError(f"the loss is {means['loss']} at step {run.step}: lower --lr")
         rate = (run.step - timed) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means, "unseen": "", "steps/s": rate or ""}
-        if saves and len(puzzles) > 0:
-            scores, _ = evaluate(run.ema, task, puzzles, replace(cfg, augment=1))
+        if saves:
+            scores, _ = evaluate(run.ema, task, task.test[:256], replace(cfg, augment=1))
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
         run.rows.append(row)
         if saves:
@@ -643,25 +648,22 @@ def parse(argv):
     """The command line, and what it sets of Config: every field is a flag. Raises ValueError."""
     parser = argparse.ArgumentParser(allow_abbrev=False, epilog=inspect.getsource(Config))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=["train", "eval", "solve"])
+    parser.add_argument("command", choices=["train", "eval", "solve", "plot"])
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
-    parser.add_argument("puzzle", nargs="?", help="solve: in one line, `.` is a blank; an ARC task")
-    parser.add_argument("--run", help="train: name of the run in runs/, in place of the preset's")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
-    either.add_argument("--overwrite", action="store_true", help="train: replace the run")
-    parser.add_argument("--svg", metavar="FILE", help="solve: draw the answers after each step")
+    more = "solve: a puzzle in one line, `.` is a blank, or an ARC task; plot: more runs"
+    parser.add_argument("more", nargs="*", help=more)
+    parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
+    parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
+    parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
+    parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: draw log.csv")
     for name, default in vars(Config()).items():
         kind = {"type": type(default)}
         if type(default) is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **kind)
     args = parser.parse_intermixed_args(argv)
-    for_train = args.run or args.steps is not None or args.resume or args.overwrite
-    if args.run == "" or args.command != "train" and for_train:
-        raise ValueError("--run NAME, --steps, --resume and --overwrite are for train")
-    if args.command != "solve" and (args.puzzle or args.svg):
-        raise ValueError(f"{args.puzzle or args.svg!r}: only solve takes a puzzle or --svg")
+    if args.command in ("train", "eval") and (args.more or args.svg):
+        raise ValueError(f"{args.more or args.svg}: for solve, and more runs and --svg for plot")
     return args, {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
 
 
@@ -679,8 +681,6 @@ def open_run(args, changes, path, device):
         raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
     saved = load(path) if not is_training or args.resume and path.exists() else None
     old = saved.get("config", Config()) if saved else preset(args.name)
-    if saved and args.run:  # then all of the preset is asked for
-        changes = {**asdict(preset(args.name)), "dtype": old.dtype, "steps": old.steps, **changes}
     cfg = replace(old, **changes)
     if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
@@ -696,12 +696,13 @@ def open_run(args, changes, path, device):
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
             return cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
+        may_differ = ["steps"] if is_training else ["N_eval", "augment", "early_exit"]
         for name in changes:
-            was, new = getattr(old, name), getattr(cfg, name)
-            if new != was and not is_training and name not in ("N_eval", "augment", "early_exit"):
-                print(f"with --{name} {new}; the run has {was}")
-            elif new != was and is_training and (name != "steps" or new < saved["step"]):
-                raise ValueError(f"--{name} {new}: the run has {was}; leave it out, or --run NEW")
+            if name not in may_differ and getattr(old, name) != getattr(cfg, name):
+                told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
+                if is_training or name == "steps":  # to think longer: --N_eval
+                    raise ValueError(f"{told}: leave it out, or --run NEW")
+                print("with", told)
         task.compare(saved["fingerprint"])
         if is_training and saved["fingerprint"] != task.fingerprint:
             raise ValueError("the training puzzles are not those that the run began with")
@@ -713,39 +714,37 @@ def open_run(args, changes, path, device):
 
 
 def run_command(args, changes, device):
-    """Train, evaluate or solve. Raises ValueError."""
+    """Train, evaluate, solve or plot. Raises ValueError."""
     is_training = args.command == "train"
-    if is_training and args.steps == 0:  # tell what the paper's tables have
-        cfg = replace(preset(args.name), **changes)
-        size = sum(weight.numel() for weight in TRM(cfg, cfg.size**2, 1).nets.parameters())
-        depth = cfg.T * (cfg.n + 1) * cfg.n_layers
-        print(f"depth {depth}, forward passes {1 + cfg.q_learning}, {size:,} parameters\n{cfg}")
+    if args.command == "plot":
+        runs = {}
+        for name in args.name, *args.more:
+            runs[name] = data.read_rows(Path("runs", name, "log.csv"), "step", "unseen", "loss")
+        data.replace_file(args.svg or "curves.svg", data.curves(runs))
         return
-    name = args.name if args.run is None else args.run
+    name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
     if not is_training and not path.exists():
         path = Path(name)  # a file, ours or a published one
         if not path.is_file():
             runs = ", ".join(sorted(p.parts[1] for p in Path("runs").glob("*/checkpoint.pt")))
             raise ValueError(f"no run {name!r}: train it first; there are: {runs or 'none'}")
-    with data.locked(path.parent) if is_training else contextlib.nullcontext():
+    with data.lock(path.parent) if is_training else contextlib.nullcontext():
         cfg, task, run = open_run(args, changes, path, device)
         if args.command != "solve":
             task.tell_leaks(run.fingerprint)
         if is_training:
-            told = f"{len(task.train)} training and {len(task.test)} unseen puzzles; {device}"
-            print(f"{told}, {cfg.dtype}; from step {run.step}, saved every {cfg.save_every}")
+            print(f"{len(task.train)} training and {len(task.test)} unseen puzzles, on {device} in")
+            print(f"{cfg.dtype}; from step {run.step}, saved every {cfg.save_every} steps")
             train(cfg, task, run, path)
-    if args.command != "solve":
-        print_evaluation(run.ema, task, cfg, path, run.step)
+        if args.command != "solve":
+            print_evaluation(run.ema, task, cfg, path, run.step)
     if args.command != "eval":
-        if args.puzzle is not None:
-            puzzle = task.parse(args.puzzle)
+        if args.more:
+            puzzle = task.parse(" ".join(args.more))
         else:  # a random one
             puzzle = task.test[[0 if is_training else torch.seed() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
-    if is_training:
-        print(f"\nin {path.parent}; next: python trm.py solve {name}, or eval {name}{task.votes}")
 
 
 def main(argv=None):
@@ -757,9 +756,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("\nstopped; --resume goes on from what was saved last", file=sys.stderr)
         return 130
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2
 
@@ -786,6 +783,8 @@ PRESETS = {
     "sudoku-6x6": SIX + " --weight_decay 1 --steps 1000 --save_every 100",
     "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --explore_once --steps 5500",
     "sudoku-6x6-hrm": ATT6 + HRM + " --lr 2e-3 --warmup 300 --steps 3500 --save_every 200",
+    "table-small": SMALL + " --task table --train_size 0 --multiple 32 --batch 128"
+    " --explore 0.5 --explore_once --steps 2000",
     "maze": MAZE,
     "maze-small": MAZE8 + " --explore 0.5 --explore_once --steps 5000",
     "arc1": ARC,
