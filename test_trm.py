@@ -123,10 +123,9 @@ def tokens(task, *texts):
 
 
 # ---- Fidelity ------------------------------------------------------------------------------------
-# What the published code computes (float32, one thread) for three puzzles of 36 cells and weights
-# that a formula gives, in two supervision steps. loss,q: total, of the answer, halting logits.
-# logits: of puzzle 1, cell 7. grads: norms, of layer 0 of f_L (mlp down, gate_up, mix down or o,
-# gate_up or qkv), tokens, output head, halting head, puzzle embeddings.
+# What the published code computes (float32) for three puzzles of 36 cells and weights by a formula.
+# loss,q: total, of the answer, halting logits. logits: of puzzle 1, cell 7. grads: norms of layer 0
+# of f_L (mlp, then mix: down or o, gate_up or qkv), tokens, both heads, puzzle embeddings.
 FIGURES = """
 mlp 1 loss,q 2.875254 2.232692 0.8457564 -0.6336314 2.112629
 mlp 1 logits 0.51022 1.265357 0.6391297 -0.657805 -1.658691 -1.496869 0.2818801 1.382368
@@ -335,7 +334,8 @@ def test_slots_refill_only_when_halted_and_may_explore():
     shares = trm.least_steps(torch.zeros(40_000).long(), 5, 0.8).bincount() / 40_000
     close(shares, [0.2, 0, 0.2, 0.2, 0.2, 0.2], 0.01)
     q = torch.tensor([[0.1, 0], [-0.1, 0], [0, 0], [0.1, 0]])
-    count, least = torch.tensor([[1, 4, 3, 3], [0, 0, 0, 4]])
+    count = torch.tensor([1, 4, 3, 3])
+    least = torch.tensor([0, 0, 0, 4])
     assert trm.halts(q, count, least, 4, tiny()).tolist() == [True, True, False, False]
     q = torch.tensor([[-1.0, -2.0], [1.0, 2.0]])  # HRM: is halting worth more than going on?
     assert trm.halts(q, count[2:], least[:2], 4, tiny(q_learning=True)).tolist() == [True, False]
