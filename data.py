@@ -44,7 +44,7 @@ class Task:
     """A family of puzzles: length L, vocab V, letters [V], train, test; see Grids for the rest."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
-    kind = ""  # words on what a model must be made for to take them
+    kind = ""  # what a model must have been made for, in words
     rule = ""  # what an answer must do, where it can be judged without knowing the right one
     box = (10**6, 10**6)  # rows and columns between two lines of a picture
     colours = None  # of the tokens from 2 on, for pictures without letters
@@ -80,12 +80,12 @@ class Task:
 
 
 # ---- Files ---------------------------------------------------------------------------------------
-def lock(folder):
-    """Keep other processes out of a folder while this file is open. Raises ValueError."""
+def lock(folder, how=fcntl.LOCK_NB):
+    """Keep other processes out while this file is open; how=0 waits. Raises ValueError."""
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / "lock", "w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | how)
         return file
     except BlockingIOError:
         raise ValueError(f"another process is at work in {folder}") from None
@@ -104,9 +104,10 @@ def replace_file(path, content):
 
 
 def write_rows(path, rows):
-    """Replace a CSV file by rows, dicts with the same names. Raises ValueError."""
+    """Replace a CSV file by rows, dicts. Raises ValueError."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0] if rows else [], lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     replace_file(path, text.getvalue())
@@ -115,13 +116,13 @@ def write_rows(path, rows):
 def read_rows(path, *columns):
     """The rows of a CSV file: numbers of lines and dicts of texts. Raises ValueError."""
     if not path.is_file():
-        raise ValueError(f"there is no {path}; --data is a folder with train.csv and test.csv")
+        raise ValueError(f"there is no {path}; --data is a folder of train.csv and test.csv")
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.DictReader(file, restval="")
-        if not set(columns) <= set(rows.fieldnames or ()):
-            names = ",".join(rows.fieldnames or ())[:60]
-            raise ValueError(f"{path}, line 1: {names!r} lacks the columns {', '.join(columns)}")
         try:
+            names = ",".join(rows.fieldnames or ())
+            if not set(columns) <= set(names.split(",")):
+                raise ValueError(f"{path}, line 1: {names:.60} lacks some of {', '.join(columns)}")
             return [(rows.line_num, row) for row in rows]
         except csv.Error as error:
             raise ValueError(f"{path}: {error}") from None
@@ -167,7 +168,7 @@ class Grids(Task):
         """New questions and answers, int64 [count, L]; wanted(grids [N, L]), bool [N], of each."""
 
     def symmetries(self, B):
-        """B random symmetries for `transform`: cells [B, L], tokens [B, V]. Here all the same."""
+        """B random symmetries for `transform`: cells [B, L], tokens [B, V]. Here: no change."""
         cells, tokens = (torch.arange(n, device=self.device) for n in (self.length, self.vocab))
         return cells.repeat(B, 1), tokens.repeat(B, 1)
 
@@ -200,10 +201,11 @@ class Grids(Task):
         path = self.folder / f"{split}.csv"
         if not self.cfg.data:
             count = count or BLOCK
-            self.build(path, split, count, seed)
+            with lock(path.parent, how=0):  # another process may build the same
+                self.build(path, split, count, seed)
         rows = read_rows(path, "question", "answer")
         if len(rows) < max(count, 1):
-            raise ValueError(f"{path} has {len(rows)} puzzles; --{split}_size is {max(count, 1)}")
+            raise ValueError(f"{path} has {len(rows)} puzzles, --{split}_size needs more")
         if self.cfg.data and split == "train" and count:
             rows = sorted(random.Random(seed).sample(rows, count))
         pairs = []
@@ -237,8 +239,7 @@ class Grids(Task):
 
     def parse(self, text):
         """A puzzle typed in one line, whose answer is not known. Raises ValueError."""
-        puzzle = self.puzzles([[self.tokens(text, self.clues)] * 2])
-        return replace(puzzle, labels=torch.zeros_like(puzzle.labels))
+        return self.puzzles([(self.tokens(text, self.clues), [0] * self.length)])
 
     def draw(self, B):
         """A batch, drawn with replacement, of random symmetric copies: see Task."""
@@ -258,18 +259,18 @@ class Grids(Task):
 
     @cached_property
     def fingerprint(self):
-        """What a model is made for and trained on, to be kept with it: a list."""
+        """What a model is made for and trained on; ~, for no answer is to equal a question."""
         return [self.kind, *hashes(self.train.inputs), *hashes(~self.train.labels)]
 
     def tell_leaks(self, fingerprint):
         """Print which of the test puzzles a model with this fingerprint was trained on."""
         known = set(fingerprint)
-        answers = ~self.test.labels if self.rule else self.test.inputs  # a table's may repeat
+        answers = ~self.test.labels if self.rule else self.test.inputs  # tables repeat them
         marks = zip(hashes(self.test.inputs), hashes(answers))
         rows = [row for row, numbers in enumerate(marks, 1) if known & set(numbers)]
         if rows:
             found = f"{len(rows)} of {len(self.test)} puzzles in {self.folder / 'test.csv'}"
-            print(f"{found}, first number {rows[0]}, are trained on (same question or answer)")
+            print(f"{found}, first number {rows[0]}, are trained on")
 
 
 class Sudoku(Grids):
@@ -426,7 +427,7 @@ class Table(Grids):
         letters = sorted(set("".join(texts)))
         if len(letters) > 255:
             raise ValueError(f"{cfg.data}: {len(letters)} different letters, at most 255 can be")
-        super().__init__(cfg, device, "\0" + "".join(letters), length=len("".join(texts[:1])))
+        super().__init__(cfg, device, "?" + "".join(letters), length=len("".join(texts[:1])))
 
 
 # ---- ARC-AGI -------------------------------------------------------------------------------------
@@ -518,7 +519,7 @@ class ARC(Task):
         turns, colours, chosen = self.choose(shown)
         self.identities = len(chosen) * self.per_task
         self.chosen = torch.tensor(np.concatenate(chosen), device=device)
-        self.turned = square_symmetries(self.side, device)[torch.tensor(turns)]
+        self.turns = square_symmetries(self.side, device)[torch.tensor(turns)]
         self.recoloured = torch.tensor(colours, device=device)
         self.train, self.test = self.puzzles(shown), self.puzzles(unseen)
         numbers = [pair.task for pair in shown]
@@ -526,7 +527,7 @@ class ARC(Task):
         self.trained = torch.tensor(sorted(set(numbers)), device=device)  # tasks with pairs
 
     def choose(self, shown):
-        """Random turns [M], colours [M, V], and the distinct ones of these that each task has."""
+        """Random turns [M] and colours [M, V]; for each task the rows that look different."""
         generator = np.random.default_rng(self.cfg.seed)
         turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
         turns[0] = 0  # the first row changes nothing
@@ -558,7 +559,7 @@ class ARC(Task):
 
     def symmetry(self, ids):
         """The augmentations of the identities [B], as `transform` takes them."""
-        return self.turned[self.chosen[ids]], self.recoloured[self.chosen[ids]]
+        return self.turns[self.chosen[ids]], self.recoloured[self.chosen[ids]]
 
     def draw(self, B):
         """A batch: tasks in random order, all pairs of each as one identity; the last is cut."""
@@ -625,7 +626,7 @@ class ARC(Task):
         return {"tasks": len(shares), "pass@2": f"{100 * sum(shares) / len(shares):.1f}"}
 
 
-# ---- Solvers of many puzzles at once -------------------------------------------------------------
+# ---- Solvers, of many puzzles at once ------------------------------------------------------------
 # A board, bool [digits, cells], tells which digits are still possible in a cell of a Sudoku.
 # `units`, float32 [cells, 3 * size], is 1 where a cell lies in a row, column or box, else 0.
 def unit_matrix(size, device):
@@ -638,7 +639,7 @@ def unit_matrix(size, device):
 
 def to_boards(digits, size):
     """Digits [N, cells], 0 for a blank where all digits may be, to boards [N, size, cells]."""
-    clues = F.one_hot(digits.long(), size + 1)[..., 1:].bool().transpose(1, 2)
+    clues = F.one_hot(digits, size + 1)[..., 1:].bool().transpose(1, 2)
     return clues | (digits == 0)[:, None]
 
 
@@ -730,7 +731,7 @@ def kinds(task, puzzle, answer):
     labels = answer if task.obeys(puzzle, answer[None]) else puzzle.labels[0]  # mazes have several
     result = []
     for given, label, token in zip(puzzle.inputs[0], labels, answer):
-        is_empty = task.letters[token] in ". "
+        is_empty = task.rule and task.letters[token] in ". "
         kind = "open" if label == 0 or is_empty else "right"
         if label not in (0, token):
             kind = "wrong"
@@ -766,7 +767,7 @@ def draw_grid(task, puzzle, answer, before):
     out = []
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
-            letter = html.escape(task.letters[answer[cell]]).replace(".", " ")
+            letter = html.escape(task.letters[answer[cell]]).replace(".", " " if task.rule else ".")
             fill = FILL[styles[cell]]
             if task.colours:
                 fill, letter = f"#{task.colours[answer[cell] - 2]}", ""
@@ -784,7 +785,7 @@ def film(task, puzzle, steps):
     """An SVG of a question and each step's answer [1, L] and halting probability, 5 in a line."""
     while len(steps) > 1 and torch.equal(steps[-1][0], steps[-2][0]):
         steps = steps[:-1]  # the last step changed nothing
-    width, height = max(20 * task.side, 150) + 20, 20 * (task.length // task.side) + 60
+    width, height = max(20 * task.side, 150) + 20, 20 * -(-task.length // task.side) + 45
     bottom = (len(steps) + 5) // 5 * height
     legend = "" if task.colours else "grey: given, blue: right, orange: wrong, "
     out = [f'<text x="10" y="{bottom + 10}">{legend}framed: changed</text>']

@@ -57,8 +57,8 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
-    # As published, solved puzzles soon leave, and the network forgets how to keep a right answer.
-    explore_once: bool = False  # draw that once for a puzzle instead; some stay long
+    explore_once: bool = False  # draw it once for a puzzle, so that some solved ones stay long:
+    # as published they soon leave, and the network forgets how to keep a right answer.
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -76,7 +76,7 @@ class Config:
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
     seed: int = 0  # of the training puzzles, weights, training, and the copies that vote
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # train: what is faster here
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if it is faster here
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
@@ -523,12 +523,12 @@ def solve(model, task, puzzle, cfg, svg=None):
 def load(path):
     """The content of a checkpoint, a dict; code in it is not run. Raises ValueError."""
     try:
-        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         content = torch.load(path, weights_only=True, map_location="cpu")
         if "config" in content:
             content["config"] = Config(**content["config"])
         weights = content.get("ema", content)  # our average, or a published file
-        if damaged or not all(weight.isfinite().all() for weight in weights.values()):
+        # torch.load itself does not look at the checksums.
+        if zipfile.ZipFile(path).testzip() or not all(w.isfinite().all() for w in weights.values()):
             raise ValueError("it is damaged, or has weights that are not finite")
         return content
     except Exception as error:  # files are damaged in many ways
@@ -595,7 +595,7 @@ def build(cfg, task, device, saved=None):
 
 
 def save(path, cfg, run):
-    """Write log.csv, then the checkpoint beside it: so no row of a checkpoint lacks in log.csv."""
+    """Write log.csv, then the checkpoint: so log.csv has every row that the checkpoint has."""
     data.write_rows(path.with_name("log.csv"), run.rows)
     content = {**vars(run), "config": asdict(cfg), "rng": torch.get_rng_state()}
     for part in "model", "ema", "optimizer":
@@ -650,12 +650,11 @@ def parse(argv):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=["train", "eval", "solve", "plot"])
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
-    more = "solve: a puzzle in one line, `.` is a blank, or an ARC task; plot: more runs"
-    parser.add_argument("more", nargs="*", help=more)
+    parser.add_argument("more", nargs="*", help="solve: a puzzle or an ARC task; plot: more runs")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
     parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
     parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
-    parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: draw log.csv")
+    parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
         kind = {"type": type(default)}
         if type(default) is bool:
@@ -663,14 +662,14 @@ def parse(argv):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **kind)
     args = parser.parse_intermixed_args(argv)
     if args.command in ("train", "eval") and (args.more or args.svg):
-        raise ValueError(f"{args.more or args.svg}: for solve, and more runs and --svg for plot")
+        raise ValueError(f"{args.command} takes no more words and no --svg; solve and plot do")
     return args, {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
 
 
 def preset(name):
     """The Config of a preset. Raises ValueError."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name} (runs need --resume); there are {', '.join(PRESETS)}")
+        raise ValueError(f"{name}: no run to --resume, no preset; they are {', '.join(PRESETS)}")
     return Config(**parse(["train", name, *PRESETS[name].split()])[1])
 
 
@@ -696,12 +695,12 @@ def open_run(args, changes, path, device):
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
             return cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
-        may_differ = ["steps"] if is_training else ["N_eval", "augment", "early_exit"]
+        expected = ["steps"] if is_training else ["N_eval", "augment", "early_exit"]
         for name in changes:
-            if name not in may_differ and getattr(old, name) != getattr(cfg, name):
+            if name not in expected and getattr(old, name) != getattr(cfg, name):
                 told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
-                if is_training or name == "steps":  # to think longer: --N_eval
-                    raise ValueError(f"{told}: leave it out, or --run NEW")
+                if is_training or name == "steps":
+                    raise ValueError(f"{told}: --run NEW trains with it; --N_eval thinks longer")
                 print("with", told)
         task.compare(saved["fingerprint"])
         if is_training and saved["fingerprint"] != task.fingerprint:
@@ -734,8 +733,8 @@ def run_command(args, changes, device):
         if args.command != "solve":
             task.tell_leaks(run.fingerprint)
         if is_training:
-            print(f"{len(task.train)} training and {len(task.test)} unseen puzzles, on {device} in")
-            print(f"{cfg.dtype}; from step {run.step}, saved every {cfg.save_every} steps")
+            told = f"{len(task.train)} training and {len(task.test)} unseen puzzles"
+            print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
             train(cfg, task, run, path)
         if args.command != "solve":
             print_evaluation(run.ema, task, cfg, path, run.step)
@@ -754,7 +753,7 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; --resume goes on from what was saved last", file=sys.stderr)
+        print("\nstopped; a training goes on with --resume, as saved last", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
