@@ -1034,7 +1034,8 @@ def test_two_answers_count_and_leaks_are_left_out(capsys):
     folder = arc({"same": same}, {"same": [PAIR["output"]]})
     task = arc_task(folder, size=6, sets="training,evaluation")
     out = capsys.readouterr().out
-    assert "a pair of same that is unseen, too" in out and len(task.train) == 5
+    assert "a pair of same that is unseen, too" in out
+    assert len(task.train) == 5
     assert equal(task.parse("b").inputs, task.test.inputs[1:2])
     wrong, right = task.test.inputs, task.test.labels
     best = torch.stack([wrong, wrong], 1)
