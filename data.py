@@ -106,8 +106,7 @@ def replace_file(path, content):
 def write_rows(path, rows):
     """Replace a CSV file by rows, dicts. Raises ValueError."""
     text = io.StringIO()
-    names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, {n: 0 for row in rows for n in row}, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     replace_file(path, text.getvalue())
@@ -117,14 +116,14 @@ def read_rows(path, *columns):
     """The rows of a CSV file: numbers of lines and dicts of texts. Raises ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; --data is a folder of train.csv and test.csv")
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, restval="")
         try:
             names = ",".join(rows.fieldnames or ())
             if not set(columns) <= set(names.split(",")):
-                raise ValueError(f"{path}, line 1: {names:.60} lacks some of {', '.join(columns)}")
+                raise csv.Error(f"line 1, {names:.60}, lacks some of {', '.join(columns)}")
             return [(rows.line_num, row) for row in rows]
-        except csv.Error as error:
+        except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 
@@ -155,7 +154,8 @@ class Grids(Task):
 
     def __init__(self, cfg, device, letters, suffix="", length=None):
         self.cfg, self.device = cfg, device
-        self.side, self.length = cfg.size, length or cfg.size**2
+        self.length = length or cfg.size**2
+        self.side = min(cfg.size, self.length)
         self.letters = letters  # of the tokens, as published
         self.token = {letter: token for token, letter in enumerate(letters)}
         self.clues = letters[1:]  # those that a question may have
@@ -205,12 +205,14 @@ class Grids(Task):
                 self.build(path, split, count, seed)
         rows = read_rows(path, "question", "answer")
         if len(rows) < max(count, 1):
-            raise ValueError(f"{path} has {len(rows)} puzzles, --{split}_size needs more")
+            raise ValueError(f"{path} has {len(rows)} puzzles; --{split}_size {count} (0: all)")
         if self.cfg.data and split == "train" and count:
             rows = sorted(random.Random(seed).sample(rows, count))
         pairs = []
         for line, row in rows[: count or None]:
             try:
+                if None in row:
+                    raise ValueError("more columns than line 1; quote a text that has commas")
                 question = self.tokens(row["question"], self.clues)
                 pairs.append((question, self.tokens(row["answer"])))
             except ValueError as error:
@@ -230,7 +232,8 @@ class Grids(Task):
         """A grid as a string to a list of tokens. Raises ValueError, naming the cell."""
         allowed = allowed or self.letters[1:]
         if len(text) != self.length:
-            raise ValueError(f"{len(text)} characters, not {self.length} (--size; a table's row 1)")
+            why = f"--size {self.side}" if self.rule else "the first question"
+            raise ValueError(f"{len(text)} characters, but {self.length} by {why}")
         for cell, letter in enumerate(text):
             if letter not in allowed:
                 place = f"row {cell // self.side + 1}, column {cell % self.side + 1}"
@@ -350,8 +353,7 @@ class Maze(Grids):
         while len(mazes) < count:
             density = 0.3 + 0.2 * torch.rand(1024, 1, 1, device=self.device)
             floor = torch.rand(1024, self.side, self.side, device=self.device) > density
-            # For long paths start far away: at a cell farthest from a random one.
-            distance = distances(floor, random_cell(floor))
+            distance = distances(floor, random_cell(floor))  # start far away, for long paths
             start = random_cell((distance == distance.amax((1, 2), keepdim=True)) & floor)
             goal = random_cell(distances(floor, start) > self.cfg.min_path)
             new = torch.where(floor, FLOOR, WALL)
@@ -373,8 +375,7 @@ class Maze(Grids):
         path = torch.zeros_like(distance, dtype=torch.bool)
         width = self.side + 2
         steps = torch.tensor([-width, -1, 1, width], device=mazes.device)  # up, left, right, down
-        # From the goal back, by the first of the steps that comes nearer to the start.
-        for far in range(int(moves.max()), 1, -1):
+        for far in range(int(moves.max()), 1, -1):  # back, by the first step that comes nearer
             around = here + steps * (moves > 0)  # [N, 4]; where there is no way it stays
             nearer = distance.gather(1, around) == far - 1
             step = steps[nearer.int().argmax(1, keepdim=True)]
@@ -425,8 +426,8 @@ class Table(Grids):
             for _, row in read_rows(Path(cfg.data, f"{split}.csv"), "question", "answer"):
                 texts += row["question"], row["answer"]
         letters = sorted(set("".join(texts)))
-        if len(letters) > 255:
-            raise ValueError(f"{cfg.data}: {len(letters)} different letters, at most 255 can be")
+        if len(letters) > 255 or not "".join(letters).isprintable():
+            raise ValueError(f"{cfg.data}: at most 255 letters, no line breaks or tabs")
         super().__init__(cfg, device, "?" + "".join(letters), length=len("".join(texts[:1])))
 
 
@@ -573,9 +574,8 @@ class ARC(Task):
         ids = (tasks * self.per_task + torch.randint_like(tasks, self.per_task))[which]
         inputs = transform(self.train.inputs[rows], *self.symmetry(ids))
         labels = transform(self.train.labels[rows], *self.symmetry(ids))
-        # One pair of each task lies at the top left, the others are moved somewhere in the frame.
         corner, down, right = torch.rand(3, B, device=self.device)
-        is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]
+        is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]  # all but one pair
         inside = ((inputs > 1) | (labels > 1)).view(B, self.side, self.side)
         down = (down * (self.side + 1 - inside.any(2).sum(1))).long() * is_moved
         right = (right * (self.side + 1 - inside.any(1).sum(1))).long() * is_moved
@@ -808,12 +808,12 @@ def curves(runs):
     steps = [float(row["step"]) for rows in runs.values() for _, row in rows]
     last = max(steps, default=1)
     out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
-    for top, column, title in (30, "unseen", "% of unseen puzzles right"), (270, "loss", "loss"):
-        out.append(f'<text x="50" y="{top - 10}">{title}</text>')
+    for top, column, most in (30, "unseen", 100), (270, "loss", 0):
+        out.append(f'<text x="50" y="{top - 10}">{column}{" puzzles right, %" * (most > 0)}</text>')
         lines = {}
         for run, rows in runs.items():
             lines[run] = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
-        most = max([value for line in lines.values() for _, value in line], default=1) or 1
+        most = most or max([value for line in lines.values() for _, value in line], default=1)
         for value in 0, most:
             y = top + 190 * (1 - value / most)
             out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')

@@ -540,7 +540,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(name, call, monkeyp
 def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
     assert run(TRAIN) == 0
     out = capsys.readouterr().out
-    assert re.search("puzzles 20\n.*step 1: .*not solved", out, re.S)
+    assert re.search("puzzles 20, N_eval.*step 1: .*not solved", out, re.S)
     path = Path("runs/sudoku-6x6/checkpoint.pt")
     before = path.read_bytes()
     with data.lock(path.parent):
@@ -551,10 +551,8 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
     assert capsys.readouterr().out.count("step ") == 3 and Path("film.svg").exists()
     assert run("eval sudoku-6x6 --N_eval 9 --augment 2 --early_exit") == 0
     out = capsys.readouterr().out
-    asked = (
-        "run runs/sudoku-6x6/checkpoint.pt, step 3, N_eval 9, early_exit True, augment 2, seed 0"
-    )
-    assert f"{asked}, puzzles 20\n" in out
+    asked = "step 3, puzzles 20, N_eval 9, early_exit True, augment 2\n"
+    assert f"run runs/sudoku-6x6/checkpoint.pt, {asked}" in out
     table = re.findall("^ +([0-9]+) +([0-9.]+) +([0-9.]+) +([0-9.]+)$", out, re.M)
     with open("runs/sudoku-6x6/eval.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -674,7 +672,7 @@ def test_from_the_shell_without_a_compiler():
     environment = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": os.getcwd(), "RANK": "3"}
     done = shell(f"{HERE}/trm.py {TRAIN} --compile", **environment)
     assert done.returncode == 0 and "No working C++ compiler" in done.stderr
-    assert re.search("step 3 of 3.*puzzles 20\n", done.stdout, re.S)
+    assert re.search("step 3 of 3.*puzzles 20, ", done.stdout, re.S)
 
 
 PAPER = {"": 5, "--recursion one_step": 5, "--recursion multi_z": 5, "--mixing attention": 7}
@@ -691,7 +689,7 @@ def test_every_variant_has_the_papers_size_trains_saves_and_is_evaluated(capsys)
         dtype = "bfloat16" if "multi" in variant else "float32"
         flags = f"{FLAGS} --size 6 --T 2 --prefix 2 --steps 2 --N_eval 2 --dtype {dtype} --run it"
         assert run(f"train {command} {flags} --overwrite") == run("eval it --augment 2") == 0
-        assert capsys.readouterr().out.count(", puzzles 20\n") == 2
+        assert capsys.readouterr().out.count(", puzzles 20, ") == 2
 
 
 def test_a_small_network_learns_puzzles_it_has_not_seen():
@@ -722,7 +720,7 @@ def test_a_table_of_your_own(capsys):
     out = capsys.readouterr().out
     assert "\n é b \n . < \n" in out and "solved" not in out  # nobody knows
     assert '<text x="25" y="34">&lt;</text>' in Path("film.svg").read_text()
-    refuses("solve table-small b<é", "3 characters, not 4 (--size; a table's row 1)", capsys)
+    refuses("solve table-small b<é", "3 characters, but 4 by the first question", capsys)
     refuses("solve table-small b<éX", "row 2, column 2: 'X' is none of '.<bé'", capsys)
     refuses("eval table-small --augment 8", "has no symmetric copies: --augment 1", capsys)
     table_files("other", "<béc", 200, 200)
@@ -744,7 +742,7 @@ FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --svg a.svg | eval takes no more words and no --svg
 eval fits --steps 64 | --steps 64; the run has 3: --run NEW trains with it; --N_eval thinks
-solve fits '' | 0 characters, not 36 (--size
+solve fits '' | 0 characters, but 36 by --size 6
 plot fits nosuch | there is no runs/nosuch/log.csv
 """
 
@@ -846,18 +844,22 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
     csv_file("csv/train.csv", HEADER, f'"two\nlines",{EASY},{EASY_ANSWER}', ROW)  # as csv has it
     assert len(read_csv(train_size=0)) == 2
     for rows, message in (
-        ([ROW, f"here,{EASY[:-1]},{EASY_ANSWER}"], "line 3: 80 characters, not 81 (--size"),
+        ([ROW, f"here,{EASY[:-1]},{EASY_ANSWER}"], "line 3: 80 characters, but 81 by --size 9"),
         ([f"here,x{EASY[1:]},{EASY_ANSWER}"], "line 2: row 1, column 1: 'x' is none of"),
         ([ROW, f"here,9{EASY[1:]},{EASY_ANSWER}"], "line 3: the answer must keep the clues"),
-        ([], "csv/train.csv has 0 puzzles, --train_size needs more"),
+        ([ROW, f"{ROW},more"], "line 3: more columns than line 1"),
+        ([], "csv/train.csv has 0 puzzles; --train_size 1 (0: all)"),
     ):
         csv_file("csv/train.csv", HEADER, *rows)
         with refused(message):
             read_csv(train_size=max(1, len(rows)))
+    Path("csv/train.csv").write_bytes(b"question,answer\n\xe9,\xe8")  # not the same letter
+    with refused("csv/train.csv: 'utf-8' codec"):
+        read_csv()
     with refused("csv/test.csv/train.csv; --data is a folder of"):
         read_csv(data="csv/test.csv")
     csv_file("csv/train.csv", "question,rating", ROW)
-    with refused("csv/train.csv, line 1: question,rating lacks some of question, answer"):
+    with refused("csv/train.csv: line 1, question,rating, lacks some of question, answer"):
         read_csv()
 
 
@@ -900,8 +902,8 @@ def test_curves_show_each_run_at_its_name(capsys):
     svg = Path("curves.svg").read_text()
     lines = [p.get("points") for p in xml.etree.ElementTree.fromstring(svg) if p.get("points")]
     assert lines == [
-        "300.0,30.0",
-        "300.0,30.0 550.0,125.0",
+        "300.0,68.0",
+        "300.0,68.0 550.0,144.0",
         "175.0,270.0 300.0,365.0",
         "175.0,270.0 300.0,365.0 550.0,412.5",
     ]

@@ -295,8 +295,9 @@ def refill(slots, model, task, N_sup):
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if model.cfg.explore_once:
         fresh["least"] = least_steps(fresh["count"], N_sup, model.cfg.explore)
-    if slots is None:
+    if slots is None or inputs.is_cpu:  # later a GPU would have to be waited for
         check(inputs, labels, model)
+    if slots is None:
         return fresh
     for name, new in fresh.items():
         halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # [B, 1, ...], as `new` has
@@ -486,16 +487,16 @@ def evaluate(model, task, puzzles, cfg):
 def print_evaluation(model, task, cfg, path, step):
     """Print the scores after 1, 2, 4, ... supervision steps; add them to eval.csv beside `path`."""
     scores, best = evaluate(model, task, task.test, cfg)
-    asked = {name: getattr(cfg, name) for name in ("N_eval", "early_exit", "augment", "seed")}
-    asked = {"run": path, "step": step, **asked, "puzzles": len(task.test), **task.report(best)}
-    print("\n" + ", ".join(f"{name} {value}" for name, value in asked.items()))
+    asked = {"run": path, "step": step, "puzzles": len(task.test), **task.report(best)}
+    told = f"N_eval {cfg.N_eval}, early_exit {cfg.early_exit}, augment {cfg.augment}"
+    print("\n" + ", ".join(f"{name} {value}" for name, value in asked.items()), told, sep=", ")
     print("after step  % exact  % solved  % head right")
     rows = []
     for after in range(1, cfg.N_eval + 1):
         if after.bit_count() == 1 or after == cfg.N_eval:
             means = {name: f"{100 * part[after - 1].mean():.1f}" for name, part in scores.items()}
             print("{:10}  {:>7}  {:>8}  {:>12}".format(after, *means.values()))
-            rows.append({**asked, "after step": after, **means})
+            rows.append({**asked, "after step": after, **means, **asdict(cfg)})
     table = path.with_name("eval.csv")
     earlier = [row for _, row in data.read_rows(table)] if table.exists() else []
     data.write_rows(table, earlier + rows)
@@ -652,8 +653,9 @@ def parse(argv):
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
     parser.add_argument("more", nargs="*", help="solve: a puzzle or an ARC task; plot: more runs")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
-    parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
-    parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
+    either.add_argument("--overwrite", action="store_true", help="train: replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
         kind = {"type": type(default)}
@@ -782,7 +784,7 @@ PRESETS = {
     "sudoku-6x6": SIX + " --weight_decay 1 --steps 1000 --save_every 100",
     "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --explore_once --steps 5500",
     "sudoku-6x6-hrm": ATT6 + HRM + " --lr 2e-3 --warmup 300 --steps 3500 --save_every 200",
-    "table-small": SMALL + " --task table --train_size 0 --multiple 32 --batch 128"
+    "table-small": SMALL + " --task table --size 99 --train_size 0 --multiple 32 --batch 128"
     " --explore 0.5 --explore_once --steps 2000",
     "maze": MAZE,
     "maze-small": MAZE8 + " --explore 0.5 --explore_once --steps 5000",
