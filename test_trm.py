@@ -901,7 +901,8 @@ def test_curves_show_each_run_at_its_name(capsys):
     assert run("plot a '<b>' --svg curves.svg") == 0
     svg = Path("curves.svg").read_text()
     lines = [p.get("points") for p in xml.etree.ElementTree.fromstring(svg) if p.get("points")]
-    unseen, loss = "300.0,68.0", "175.0,270.0 300.0,365.0"
+    unseen = "300.0,68.0"
+    loss = "175.0,270.0 300.0,365.0"
     assert lines == [unseen, f"{unseen} 550.0,144.0", loss, f"{loss} 550.0,412.5"]
     assert svg.count(">&lt;b&gt;</text>") == svg.count(">a</text>") == 2
 
