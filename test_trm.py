@@ -529,7 +529,8 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(name, call, monkeyp
     assert "goes on with --resume" in capsys.readouterr().err
     monkeypatch.setattr(name, real)
     assert run("train cut --resume") == 0
-    whole, cut = trm.load("runs/whole/checkpoint.pt"), trm.load("runs/cut/checkpoint.pt")
+    whole = trm.load("runs/whole/checkpoint.pt")
+    cut = trm.load("runs/cut/checkpoint.pt")
     for saved in whole, cut:
         for row in saved["rows"]:
             del row["steps/s"]
@@ -864,7 +865,8 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
 
 
 def test_unseen_puzzles_that_were_trained_on_are_named_before_training(capsys):
-    train, test = built_in("train"), built_in("test")
+    train = built_in("train")
+    test = built_in("test")
     answer = train[4].split(",")[2]
     csv_file("csv/train.csv", *train[:41])
     csv_file("csv/test.csv", *test[:19], train[3], f"mine,{answer},{answer}")
