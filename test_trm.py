@@ -676,18 +676,17 @@ def test_from_the_shell_without_a_compiler():
     assert re.search("step 3 of 3.*puzzles 20, ", done.stdout, re.S)
 
 
-PAPER = {"": 5, "--recursion one_step": 5, "--recursion multi_z": 5, "--mixing attention": 7}
-PAPER.update({"--n_layers 4 --n 3": 10, "-hrm": 27})  # sudoku with flags: millions of parameters
+PAPER = {"sudoku": 5, "sudoku --recursion one_step": 5, "sudoku --recursion multi_z": 5}
+PAPER.update({"sudoku --mixing attention": 7, "sudoku --n_layers 4 --n 3": 10, "sudoku-hrm": 27})
 
 
-def test_every_variant_has_the_papers_size_trains_saves_and_is_evaluated(capsys):
-    for variant, millions in PAPER.items():
-        command = f"sudoku{variant}" if variant == "-hrm" else f"sudoku {variant}"
+def test_every_variant_has_the_papers_size_trains_saves_and_is_evaluated(capsys):  # in millions
+    for command, millions in PAPER.items():
         name, *flags = command.split()
         _, changes = trm.parse(["train", name, *flags])
         network = trm.TRM(replace(trm.preset(name), **changes), 81, 11).nets
         assert round(sum(w.numel() for w in network.parameters()) / 1e6) == millions, command
-        dtype = "bfloat16" if "multi" in variant else "float32"
+        dtype = "bfloat16" if "multi" in command else "float32"
         flags = f"{FLAGS} --size 6 --T 2 --prefix 2 --steps 2 --N_eval 2 --dtype {dtype} --run it"
         assert run(f"train {command} {flags} --overwrite") == run("eval it --augment 2") == 0
         assert capsys.readouterr().out.count(", puzzles 20, ") == 2
