@@ -887,7 +887,8 @@ def test_a_typed_puzzle_is_judged_and_drawn(capsys, monkeypatch):
     assert out.endswith("\nsolved\n") and out.count("*") == 1
     film = Path("film.svg").read_text()
     assert film.count('width="18"') == 3 * 81  # the question and two steps: the third is the second
-    assert film.count('width="60"') == 3 * 9 and film.count(data.FILL["wrong"]) == 1
+    assert film.count('width="60"') == 3 * 9
+    assert film.count(data.FILL["wrong"]) == 1
     assert "step 1: p 0.88, 1 wrong<" in film and "step 2: p 0.88, 0 wrong<" in film
     del thoughts[1:]
     trm.solve(None, task, typed, tiny(), "film.svg")
