@@ -773,7 +773,9 @@ def draw_grid(task, puzzle, answer, before):
                 fill, letter = f"#{task.colours[answer[cell] - 2]}", ""
             style = f'fill="{fill}" stroke="{"#ccc" if answer[cell] == before[cell] else "#000"}"'
             out.append(f'<rect x="{20 * x}" y="{20 * y}" width="18" height="18" {style}/>')
-            out.append(f'<text x="{20 * x + 5}" y="{20 * y + 14}">{letter}</text>')
+            out.append(
+                f'<text x="{20 * x + 9}" y="{20 * y + 14}" text-anchor="middle">{letter}</text>'
+            )
             if x % w == 0 and y % h == 0:  # a box begins
                 size = f'width="{20 * min(w, len(row) - x)}" height="{20 * min(h, len(rows) - y)}"'
                 place = f'x="{20 * x - 1}" y="{20 * y - 1}"'
