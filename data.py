@@ -720,8 +720,9 @@ TASKS = {"sudoku": Sudoku, "maze": Maze, "table": Table, "arc": ARC}
 
 # ---- Drawing -------------------------------------------------------------------------------------
 ANSI = {"given": "1", "right": "36", "wrong": "7;33", "open": "0"}  # bold, cyan, yellow reversed
-SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" style="background:white"
-font-family="sans-serif" font-size="14"><style>.cell{{text-anchor:middle}}</style>\n{}\n</svg>\n"""
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" style="background:white" '
+SVG += 'font-family="sans-serif" font-size="14"><style>.cell{{text-anchor:middle}}</style>'
+SVG += "\n{}\n</svg>\n"
 STROKES = [("#0072b2", ""), ("#d55e00", "8 4"), ("#009e73", "2 3"), ("#cc79a7", "12 3 2 3")]
 FILL = {"given": "#e4e4e4", "right": "#a9def5", "wrong": "#f0a030", "open": "#ffffff"}
 
