@@ -721,8 +721,7 @@ TASKS = {"sudoku": Sudoku, "maze": Maze, "table": Table, "arc": ARC}
 # ---- Drawing -------------------------------------------------------------------------------------
 ANSI = {"given": "1", "right": "36", "wrong": "7;33", "open": "0"}  # bold, cyan, yellow reversed
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" style="background:white" '
-SVG += 'font-family="sans-serif" font-size="14"><style>.cell{{text-anchor:middle}}</style>'
-SVG += "\n{}\n</svg>\n"
+SVG += 'font-family="sans-serif" font-size="14"><style>.c{{text-anchor:middle}}</style>\n{}\n</svg>'
 STROKES = [("#0072b2", ""), ("#d55e00", "8 4"), ("#009e73", "2 3"), ("#cc79a7", "12 3 2 3")]
 FILL = {"given": "#e4e4e4", "right": "#a9def5", "wrong": "#f0a030", "open": "#ffffff"}
 
@@ -774,7 +773,7 @@ def draw_grid(task, puzzle, answer, before):
                 fill, letter = f"#{task.colours[answer[cell] - 2]}", ""
             style = f'fill="{fill}" stroke="{"#ccc" if answer[cell] == before[cell] else "#000"}"'
             out.append(f'<rect x="{20 * x}" y="{20 * y}" width="18" height="18" {style}/>')
-            out.append(f'<text x="{20 * x + 9}" y="{20 * y + 14}" class="cell">{letter}</text>')
+            out.append(f'<text x="{20 * x + 9}" y="{20 * y + 14}" class="c">{letter}</text>')
             if x % w == 0 and y % h == 0:  # a box begins
                 size = f'width="{20 * min(w, len(row) - x)}" height="{20 * min(h, len(rows) - y)}"'
                 place = f'x="{20 * x - 1}" y="{20 * y - 1}"'

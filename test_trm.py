@@ -719,7 +719,7 @@ def test_a_table_of_your_own(capsys):
     assert run("solve table-small b<é. --svg film.svg") == 0
     out = capsys.readouterr().out
     assert "\n é b \n . < \n" in out and "solved" not in out  # nobody knows
-    assert '<text x="29" y="34" class="cell">&lt;</text>' in Path("film.svg").read_text()
+    assert '<text x="29" y="34" class="c">&lt;</text>' in Path("film.svg").read_text()
     refuses("solve table-small b<é", "3 characters, but 4 by the first question", capsys)
     refuses("solve table-small b<éX", "row 2, column 2: 'X' is none of '.<bé'", capsys)
     refuses("eval table-small --augment 8", "has no symmetric copies: --augment 1", capsys)
