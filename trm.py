@@ -33,7 +33,7 @@ import data
 class Config:
     """Every setting of a run, each a flag of the command line. Raises ValueError."""
 
-    # The puzzles, see data.py
+    # The puzzles, see data.py; tokens count from 1, for a cell labelled 0 is not scored
     task: str = "sudoku"  # family of puzzles: sudoku, maze, arc, or table: your own, from CSV files
     size: int = 9  # cells on a side of the grid; ARC: of the largest grids; table: in a line
     data: str = ""  # folder with train.csv and test.csv; empty: generated ones. ARC: puzzles/arc
@@ -272,7 +272,7 @@ def is_right(answers, labels):
 
 
 def losses(logits, q, labels, kind):
-    """The loss of the answer, the loss of the halting head, and is the answer right? Each [B]."""
+    """Loss of the answer (where labels are not 0), of the halting head; is it right? Each [B]."""
     if kind == "stablemax":
         per_cell = stablemax_cross_entropy(logits, labels)
     else:
