@@ -180,7 +180,7 @@ class Grids(Task):
     @cached_property
     def test(self):
         """The first test_size puzzles of test.csv (0: all, or 1000), whatever the seed."""
-        return self.read("test", self.cfg.test_size, seed=0)
+        return self.read("test", self.cfg.test_size, 0)
 
     def build(self, path, split, count, seed):
         """Generate `count` puzzles or more. A hash decides whether one is for training or tests."""
@@ -201,7 +201,7 @@ class Grids(Task):
         path = self.folder / f"{split}.csv"
         if not self.cfg.data:
             count = count or BLOCK
-            with lock(path.parent, how=0):  # another process may build the same
+            with lock(path.parent, 0):  # wait: another process may build the same
                 self.build(path, split, count, seed)
         rows = read_rows(path, "question", "answer")
         if len(rows) < max(count, 1):
@@ -254,7 +254,7 @@ class Grids(Task):
         """A copies of each puzzle, side by side [P * A, L]; their ids; what maps answers back."""
         symmetry = self.symmetries(A)  # cells [A, L] and tokens [A, V]
         for part in symmetry:
-            part[0] = torch.arange(part.shape[1])
+            part[0] = torch.arange(part.shape[1])  # the first copy is the puzzle itself
         symmetry = [part.repeat(len(inputs), 1) for part in symmetry]
         inverse = [part.argsort(1) for part in symmetry]
         inputs = transform(inputs.repeat_interleave(A, 0), *symmetry)
@@ -262,7 +262,7 @@ class Grids(Task):
 
     @cached_property
     def fingerprint(self):
-        """What a model is made for and trained on; ~, for no answer is to equal a question."""
+        """What a model is made for and trained on; ~: no answer's hash is also a question's."""
         return [self.kind, *hashes(self.train.inputs), *hashes(~self.train.labels)]
 
     def tell_leaks(self, fingerprint):
@@ -428,7 +428,7 @@ class Table(Grids):
         letters = sorted(set("".join(texts)))
         if len(letters) > 255 or not "".join(letters).isprintable():
             raise ValueError(f"{cfg.data}: at most 255 letters, no line breaks or tabs")
-        super().__init__(cfg, device, "?" + "".join(letters), length=len("".join(texts[:1])))
+        super().__init__(cfg, device, "?" + "".join(letters), length=len("".join(texts[:1])) or 1)
 
 
 # ---- ARC-AGI -------------------------------------------------------------------------------------
@@ -575,7 +575,7 @@ class ARC(Task):
         inputs = transform(self.train.inputs[rows], *self.symmetry(ids))
         labels = transform(self.train.labels[rows], *self.symmetry(ids))
         corner, down, right = torch.rand(3, B, device=self.device)
-        is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]  # all but one pair
+        is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]  # one of each is not
         inside = ((inputs > 1) | (labels > 1)).view(B, self.side, self.side)
         down = (down * (self.side + 1 - inside.any(2).sum(1))).long() * is_moved
         right = (right * (self.side + 1 - inside.any(1).sum(1))).long() * is_moved
@@ -618,7 +618,7 @@ class ARC(Task):
         return [line[keep].tolist() for line, keep in zip(numbers, inside) if keep.any()]
 
     def report(self, best):
-        """% of tasks that one of the two best answers [N, 2, L] solves: the official score."""
+        """% of grids that one of two answers [N, 2, L] solves, mean over tasks: official score."""
         tasks = self.test.ids // self.per_task
         first, second = best.to(self.device).unbind(1)
         passed = self.obeys(self.test, first) | self.obeys(self.test, second)
@@ -728,7 +728,7 @@ FILL = {"given": "#e4e4e4", "right": "#a9def5", "wrong": "#f0a030", "open": "#ff
 
 def kinds(task, puzzle, answer):
     """Of each cell of an answer [L]: "given", "right", "wrong" or "open" (empty, or not known)."""
-    labels = answer if task.obeys(puzzle, answer[None]) else puzzle.labels[0]  # mazes have several
+    labels = answer if task.obeys(puzzle, answer[None]) else puzzle.labels[0]  # a maze has several
     result = []
     for given, label, token in zip(puzzle.inputs[0], labels, answer):
         is_empty = task.rule and task.letters[token] in ". "
@@ -782,7 +782,7 @@ def draw_grid(task, puzzle, answer, before):
 
 
 def film(task, puzzle, steps):
-    """An SVG of a question and each step's answer [1, L] and halting probability, 5 in a line."""
+    """An SVG of a question and each step's answer [1, L] and p, while answers change; 5 a line."""
     while len(steps) > 1 and torch.equal(steps[-1][0], steps[-2][0]):
         steps = steps[:-1]  # the last step changed nothing
     width, height = max(20 * task.side, 150) + 20, 20 * -(-task.length // task.side) + 45
@@ -808,7 +808,7 @@ def curves(runs):
     steps = [float(row["step"]) for rows in runs.values() for _, row in rows]
     last = max(steps, default=1)
     out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
-    for top, column, most in (30, "unseen", 100), (270, "loss", 0):
+    for top, column, most in (30, "unseen", 100), (270, "loss", 0):  # 0: as high as it is
         out.append(f'<text x="50" y="{top - 10}">{column}{" puzzles right, %" * (most > 0)}</text>')
         lines = {}
         for run, rows in runs.items():

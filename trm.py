@@ -57,8 +57,8 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
-    explore_once: bool = False  # draw it once for a puzzle, so that some solved ones stay long:
-    # as published they soon leave, and the network forgets how to keep a right answer.
+    explore_once: bool = False  # draw it once for a puzzle: some solved ones then stay long
+    # (as published they soon leave, and the network does not learn to keep a right answer).
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -318,7 +318,7 @@ def check(inputs, labels, model):
 
 
 def least_steps(count, N_sup, explore):
-    """Steps before which a slot may not halt [B]: with chance `explore` 2 to N_sup, else 0."""
+    """Steps before which even a sure slot stays [B]: with chance `explore` 2 to N_sup, else 0."""
     least = torch.randint_like(count, 2, max(N_sup, 2) + 1)
     return torch.where(torch.rand(len(count), device=count.device) < explore, least, 0)
 
@@ -452,7 +452,7 @@ def vote(answers, q):
     distinct, which = answers.unique(dim=0, return_inverse=True)
     # A copy has one vote; among equals the sum of the halting probabilities decides.
     votes = torch.zeros(len(distinct)).index_add(0, which, 1 + q.sigmoid() / (2 * len(q)))
-    order = votes.argsort(descending=True)[:2]  # a single one where all copies agree
+    order = votes.argsort(descending=True)[:2]  # twice the same where all copies agree
     return distinct[order[[0, -1]]], q[which == order[0]].max()
 
 
@@ -478,7 +478,7 @@ def evaluate(model, task, puzzles, cfg):
                 exact = is_right(answers[:, 0], part.labels)
                 found = {"exact": exact, "solved": task.obeys(part, answers[:, 0])}
                 found["head right"] = exact == (q > 0)
-                for name, values in found.items():  # of later steps, too: all may leave
+                for name, values in found.items():  # step: is also the later ones, if all leave
                     scores[name][step:, rows] = values.float().cpu()
             best[rows] = answers.byte().cpu()
     return scores, best
@@ -506,8 +506,8 @@ def solve(model, task, puzzle, cfg, svg=None):
     """Print the answer to a puzzle after each step, until it is sure and stays; draw them."""
     question = replace(puzzle, labels=puzzle.labels * 0)  # so that nothing is right or wrong
     print(f"\n{task.describe(puzzle)}\n{data.show(task, question, puzzle.inputs[0])}")
-    steps = list(attempt(model, task, puzzle, replace(cfg, early_exit=True)))
-    steps = [(answers[:, 0], q.sigmoid().item()) for answers, q in steps]
+    thoughts = attempt(model, task, puzzle, replace(cfg, early_exit=True))
+    steps = [(answers[:, 0], q.sigmoid().item()) for answers, q in thoughts]
     last, _ = steps[-1]  # [1, L]
     is_solved = task.obeys(puzzle, last)
     if is_solved and not puzzle.labels.any():  # it was typed
@@ -632,7 +632,8 @@ def train(cfg, task, run, path):
         rate = (run.step - timed) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means, "unseen": "", "steps/s": rate or ""}
         if saves:
-            scores, _ = evaluate(run.ema, task, task.test[:256], replace(cfg, augment=1))
+            look = replace(cfg, augment=1, early_exit=False)
+            scores, _ = evaluate(run.ema, task, task.test[:256], look)
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
         run.rows.append(row)
         if saves:
@@ -767,7 +768,7 @@ HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning 
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
 FAST = "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
-# For a laptop: narrow, T 1 (all with gradient), a shorter average, N_sup grows from 2.
+# For a laptop: narrow, T 1 (all with gradient), a shorter average, N_sup grows; see also below.
 SMALL = "--D 128 --expansion 1.5 --multiple 16 --n 2 --T 1 --N_start 0.125 --loss softmax "
 SMALL += "--batch 64 --lr 3e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
 SIX = SMALL + " --size 6 --N_sup 8 --N_start 1 --lr 4e-3"
