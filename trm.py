@@ -782,7 +782,8 @@ PRESETS = {
     "sudoku-fast": FAST
     + " --lr_final 0.1 --warmup 200 --weight_decay 0.1 --ema 0.998 --steps 6305",
     "sudoku-small": SMALL + " --D 96 --n 4 --N_eval 32 --ema 0.999 --steps 12000",
-    "sudoku-6x6": SIX + " --weight_decay 1 --steps 1000 --save_every 100",
+    "sudoku-6x6": SIX
+    + " --lr 8e-3 --N_start 0.25 --ema 0.99 --weight_decay 1 --steps 600 --save_every 100",
     "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --explore_once --steps 5500",
     "sudoku-6x6-hrm": ATT6 + HRM + " --lr 2e-3 --warmup 300 --steps 3500 --save_every 200",
     "table-small": SMALL + " --task table --size 99 --train_size 0 --multiple 32 --batch 128"
