@@ -69,7 +69,7 @@ RECIPE := --D 64 --heads 4 --n 2 --T 2 --batch 32 --lr 3.5e-3 --lr_final 0.3 --w
 ablations: $(READY)      ## the paper's Table 1 and 2 in small, on 6x6 Sudoku; SEED=1 for another seed
 	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... steps | head right at the end"
 	@echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
-	  run=ablation-$(SEED)-$$(echo $$name | tr ' ' '-'); \
+	  run=$$(echo $$name $(SEED) | tr -d , | tr ' ' '-'); \
 	  grep -qsE '^(not )?solved' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(RECIPE) --seed $(SEED) \
 	    $$flags --run $$run --resume > runs/$$run.log || exit 1; \
 	  echo "$$name |$$paper|" $$(awk '/^ +[0-9]+  +[0-9.]+  +/ {print $$2; head = $$4} END {print "|", head}' \

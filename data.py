@@ -12,6 +12,7 @@ import html
 import io
 import json
 import random
+import re
 import sys
 import zlib
 from collections import namedtuple
@@ -389,20 +390,12 @@ class Maze(Grids):
         cells = square_symmetries(self.side, self.device)[torch.arange(A) % 8]
         return cells, super().symmetries(A)[1]
 
-    @cached_property
-    def turned(self):
-        """The training mazes in all their 8 symmetric copies: inputs and labels [8 * N, L]."""
-        symmetries = square_symmetries(self.side, self.device)
-        inputs, labels = self.train.inputs, self.train.labels
-        inputs, labels = (part[:, symmetries].flatten(0, 1) for part in (inputs, labels))
-        # Ours are marked anew: of several paths `mark` prefers one, turned marks would another.
-        return inputs, labels if self.cfg.data else self.mark(inputs)[0]
-
     def draw(self, B):
         """A batch, drawn with replacement: see Task."""
-        inputs, labels = self.turned
-        rows = torch.randint(len(inputs), (B,), device=self.device)
-        return inputs[rows].long(), labels[rows].long(), torch.zeros_like(rows)
+        inputs, labels, ids = super().draw(B)
+        if not self.cfg.data:  # of several paths `mark` prefers one, turned marks would another
+            labels = self.mark(inputs)[0]
+        return inputs, labels, ids
 
     def obeys(self, puzzles, answers):
         """Do answers [N, L] mark a shortest path, any one, and change nothing else? [N]"""
@@ -804,27 +797,32 @@ def film(task, puzzle, steps):
 
 
 def curves(runs):
-    """An SVG of the rows of log.csv by run: % of unseen puzzles right, and loss, over steps."""
-    steps = [float(row["step"]) for rows in runs.values() for _, row in rows]
-    last = max(steps, default=1)
+    """An SVG of the rows of log.csv by run: % of unseen puzzles right, and loss, over steps.
+
+    NAME-0, NAME-1, ... are seeds of NAME: a thin line each, a thick one for their mean.
+    """
+    last = max([float(row["step"]) for rows in runs.values() for _, row in rows], default=1)
     out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
     for top, column, most in (30, "unseen", 100), (270, "loss", 0):  # 0: as high as it is
         out.append(f'<text x="50" y="{top - 10}">{column}{" puzzles right, %" * (most > 0)}</text>')
         lines = {}
         for run, rows in runs.items():
-            lines[run] = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
-        most = most or max([value for line in lines.values() for _, value in line], default=1)
+            points = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
+            lines.setdefault(re.sub(r"-\d+$", "", run), []).append(points)
+        means = {name: [np.mean(p, axis=0) for p in zip(*lines[name])] for name in lines}
+        most = most or max([y for mean in means.values() for _, y in mean], default=1)
         for value in 0, most:
             y = top + 190 * (1 - value / most)
             out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')
             out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{value:.3g}</text>')
         below = top - 15  # names do not cover one another
-        for run in sorted(filter(lines.get, lines), key=lambda run: -lines[run][-1][1]):
-            colour, dash = STROKES[list(runs).index(run) % len(STROKES)]
-            points = np.array(lines[run]) * (500 / last, -190 / most) + (50, top + 190)
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
-            out.append(f'<polyline points="{path}" {style}/>')
+        for name in sorted(filter(means.get, means), key=lambda name: -means[name][-1][1]):
+            colour, dash = STROKES[list(lines).index(name) % len(STROKES)]
+            style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}"'
+            for width, line in *((0.5, line) for line in lines[name]), (2, means[name]):
+                points = np.array(line) * (500 / last, -190 / most) + (50, top + 190)
+                path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+                out.append(f'<polyline points="{path}" {style} stroke-width="{width}"/>')
             below = max(below + 15, points[-1, 1])
-            out.append(f'<text x="555" y="{below:.1f}" fill="{colour}">{html.escape(run)}</text>')
+            out.append(f'<text x="555" y="{below:.1f}" fill="{colour}">{html.escape(name)}</text>')
     return SVG.format(700, 500, "\n".join(out))

@@ -3,7 +3,6 @@
 
 import contextlib
 import copy
-import csv
 import itertools
 import json
 import math
@@ -504,8 +503,7 @@ def shell(arguments, **environment):
 
 def rows_of(name):
     """The rows of a run's log.csv, without how fast it was."""
-    with open(f"runs/{name}/log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in data.read_rows(Path(f"runs/{name}/log.csv"))]
     for row in rows:
         del row["steps/s"]
     return rows
@@ -555,14 +553,13 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
     asked = "step 3, puzzles 20, N_eval 9, early_exit True, augment 2\n"
     assert f"run runs/sudoku-6x6/checkpoint.pt, {asked}" in out
     table = re.findall("^ +([0-9]+) +([0-9.]+) +([0-9.]+) +([0-9.]+)$", out, re.M)
-    with open("runs/sudoku-6x6/eval.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in data.read_rows(path.with_name("eval.csv"))]
     names = "after step", "exact", "solved", "head right"
     assert [tuple(row[name] for name in names) for row in rows[-5:]] == table
     assert [row["after step"] for row in rows] == "1 2 4 8 16 1 2 4 8 9".split()
-    assert rows[-1]["run"] == str(path) and rows[0]["augment"] == "1" and rows[-1]["augment"] == "2"
+    assert rows[-1]["run"] == str(path) and rows[-1]["augment"] == "2"
     assert run(f"{TRAIN} --overwrite") == 0 and path.read_bytes() != before
-    assert Path("runs/sudoku-6x6/eval.csv").read_text().count("\n") == 6  # of the new run only
+    assert path.with_name("eval.csv").read_text().count("\n") == 6  # of the new run only
 
 
 def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monkeypatch, capsys):
@@ -573,7 +570,8 @@ def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monke
     assert [row["unseen"] for row in rows_of("named")] == ["", "25.0", "25.0"]
     lines = re.findall("^step . of 3.*", capsys.readouterr().out, re.M)
     assert "unseen" not in lines[0] and "minutes left" not in lines[0]  # not known yet
-    assert "unseen 25  " in lines[1] and "minutes left" in lines[1]
+    assert "unseen 25  " in lines[1]
+    assert "minutes left" in lines[1]
     assert run("eval named") == 0
     assert re.search("\n +16 +25.0 +50.0 +75.0\n", capsys.readouterr().out)
     refuses("eval sudoku-6x6", "no run 'sudoku-6x6': train it first; there are: named", capsys)
@@ -816,8 +814,7 @@ def test_no_test_set_holds_a_training_puzzle():
 
 def csv_file(path, *rows, end="\n"):
     """Write a CSV file; the first row is its header."""
-    Path(path).parent.mkdir(exist_ok=True)
-    Path(path).write_bytes(end.join([*rows, ""]).encode())
+    data.replace_file(path, end.join([*rows, ""]))
 
 
 def built_in(kind):
@@ -896,17 +893,21 @@ def test_a_typed_puzzle_is_judged_and_drawn(capsys, monkeypatch):
     assert "0.88</text>" in Path("film.svg").read_text()  # what is wrong is not known
 
 
-def test_curves_show_each_run_at_its_name(capsys):
+def test_curves_show_each_run_at_its_name_and_the_mean_of_seeds(capsys):
     rows = [{"step": 50, "loss": 2.0, "unseen": ""}, {"step": 100, "loss": 1.0, "unseen": 80.0}]
-    data.write_rows(Path("runs/a/log.csv"), rows)
+    data.write_rows(Path("runs/a-0/log.csv"), rows)
+    data.write_rows(Path("runs/a-1/log.csv"), [rows[0], {**rows[1], "unseen": 76.0}])
     data.write_rows(Path("runs/<b>/log.csv"), [*rows, {"step": 200, "loss": 0.5, "unseen": 79.0}])
-    assert run("plot a '<b>' --svg curves.svg") == 0
+    assert run("plot a-0 a-1 '<b>' --svg curves.svg") == 0
     svg = Path("curves.svg").read_text()
-    lines = [p.get("points") for p in xml.etree.ElementTree.fromstring(svg) if p.get("points")]
-    unseen = "300.0,68.0"
-    loss = "175.0,270.0 300.0,365.0"
-    assert lines == [unseen, f"{unseen} 550.0,69.9", loss, f"{loss} 550.0,412.5"]
-    assert svg.count(">&lt;b&gt;</text>") == svg.count(">a</text>") == 2 and 'y="83.0"' in svg
+    xml.etree.ElementTree.fromstring(svg)
+    a = "175.0,270.0 300.0,365.0"
+    b = "300.0,68.0 550.0,69.9"
+    thick, thin = (re.findall(f'points="(.*?)" .* stroke-width="{w}"', svg) for w in (2, 0.5))
+    assert thick == [b, "300.0,71.8", a, f"{a} 550.0,412.5"]
+    assert thin[:3] == [b, "300.0,68.0", "300.0,75.6"]
+    assert svg.count(">&lt;b&gt;</text>") == svg.count(">a</text>") == 2
+    assert 'y="84.9"' in svg  # names do not cover one another
 
 
 # ---- Mazes ---------------------------------------------------------------------------------------
@@ -1034,8 +1035,7 @@ def test_two_answers_count_and_leaks_are_left_out(capsys):
     same = {"train": [OTHER, {"input": [[7, 1]], "output": SOLUTION[0]}], "test": [PAIR]}
     folder = arc({"same": same}, {"same": [PAIR["output"]]})
     task = arc_task(folder, size=6, sets="training,evaluation")
-    out = capsys.readouterr().out
-    assert "a pair of same that is unseen, too" in out
+    assert "a pair of same that is unseen, too" in capsys.readouterr().out
     assert len(task.train) == 5
     assert equal(task.parse("b").inputs, task.test.inputs[1:2])
     wrong, right = task.test.inputs, task.test.labels
@@ -1072,8 +1072,8 @@ def test_a_published_checkpoint_is_evaluated_and_solves(kind, capsys):
     refuses(f"eval step_9 --size 6 {sizes} --prefix 0", "--prefix 0: published files", capsys)
     for size in ("[8, 32]) from checkpoint", "[6, 32])"):  # tokens here and there
         refuses(f"eval step_9 --size 6 {sizes} --task maze --min_path 7", size, capsys)
-    folder = arc({"t1": TASK})
-    refuses(f"eval step_9 --task arc --sets training --data {folder}", "a published file", capsys)
+    command = f"eval step_9 --task arc --sets training --data {arc({'t1': TASK})}"
+    refuses(command, "a published file can be evaluated (not for ARC), not trained", capsys)
 
 
 def test_the_readme_is_true(capsys):
