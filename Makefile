@@ -23,11 +23,11 @@ demo: $(READY)           ## 6x6 Sudoku, from nothing to solved in a few minutes 
 test: $(READY)           ## all tests
 	$(PY) -m pytest -q test_trm.py
 
-# Downloads go to FILE.part, which a second try goes on with, or begins anew where a server cannot.
+# A second try goes on with FILE.part, or begins anew where a server cannot (curl's status 22, 33).
 HF_ENDPOINT ?= https://huggingface.co
 GITHUB_RAW ?= https://raw.githubusercontent.com
-TRM := $(GITHUB_RAW)/SamsungSAILMontreal/TinyRecursiveModels/main/kaggle/combined
-FETCH = mkdir -p $(@D) && { curl -fL --retry 3 -C - -o $@.part $(URL) || curl -fL -o $@.part $(URL); } && mv $@.part $@
+FETCH = mkdir -p $(@D); curl -fL --retry 3 -C - -o $@.part $(URL) || \
+  { case $$? in 22 | 33) curl -fL -o $@.part $(URL);; *) false;; esac; } && mv $@.part $@
 SETS := training evaluation concept training2 evaluation2
 ARC := $(foreach set,$(SETS),puzzles/arc/arc-agi_$(set)_challenges.json puzzles/arc/arc-agi_$(set)_solutions.json)
 
@@ -37,7 +37,7 @@ arc: $(ARC)                                                ## download ARC-AGI-1
 
 puzzles/sudoku-extreme/%: URL = $(HF_ENDPOINT)/datasets/sapientinc/sudoku-extreme/resolve/main/$(@F)
 puzzles/maze-hard/%: URL = $(HF_ENDPOINT)/datasets/sapientinc/maze-30x30-hard-1k/resolve/main/$(@F)
-puzzles/arc/%: URL = $(TRM)/$(@F)
+puzzles/arc/%: URL = $(GITHUB_RAW)/SamsungSAILMontreal/TinyRecursiveModels/main/kaggle/combined/$(@F)
 puzzles/sudoku-extreme/%.csv: ; $(FETCH)
 puzzles/maze-hard/%.csv: ; $(FETCH)
 puzzles/arc/%.json: ; $(FETCH)
@@ -69,7 +69,7 @@ RECIPE := --D 64 --heads 4 --n 2 --T 2 --batch 32 --lr 3.5e-3 --lr_final 0.3 --w
 ablations: $(READY)      ## the paper's Table 1 and 2 in small, on 6x6 Sudoku; SEED=1 for another seed
 	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... steps | head right at the end"
 	@echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
-	  run=$$(echo $$name $(SEED) | tr -d , | tr ' ' '-'); \
+	  run=$$(echo $$name | tr -d , | tr ' ' '-')-seed$(SEED); \
 	  grep -qsE '^(not )?solved' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(RECIPE) --seed $(SEED) \
 	    $$flags --run $$run --resume > runs/$$run.log || exit 1; \
 	  echo "$$name |$$paper|" $$(awk '/^ +[0-9]+  +[0-9.]+  +/ {print $$2; head = $$4} END {print "|", head}' \

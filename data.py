@@ -116,7 +116,7 @@ def write_rows(path, rows):
 def read_rows(path, *columns):
     """The rows of a CSV file: numbers of lines and dicts of texts. Raises ValueError."""
     if not path.is_file():
-        raise ValueError(f"there is no {path}; --data is a folder of train.csv and test.csv")
+        raise ValueError(f"there is no {path}: --data has train.csv and test.csv, a run log.csv")
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, restval="")
         try:
@@ -193,9 +193,9 @@ class Grids(Task):
                 torch.manual_seed(zlib.crc32(f"{split} {seed} {len(lines)}".encode()))
                 puzzles = self.generate(BLOCK, lambda g: torch.tensor(hashes(g)) % 2 == is_test)
             for pair in zip(*(part.tolist() for part in puzzles)):
-                texts = ("".join(self.letters[t] for t in grid) for grid in pair)
-                lines.append(",".join([f"seed {seed}", *texts]))
-            replace_file(path, "\n".join([*lines, ""]))
+                question, answer = ("".join(self.letters[t] for t in grid) for grid in pair)
+                lines.append(f"seed {seed},{question},{answer}")
+            replace_file(path, "\n".join(lines) + "\n")
 
     def read(self, split, count, seed):
         """Puzzles of a file. Raises ValueError, naming the line that is no puzzle."""
@@ -254,9 +254,8 @@ class Grids(Task):
     def copies(self, inputs, ids, A):
         """A copies of each puzzle, side by side [P * A, L]; their ids; what maps answers back."""
         symmetry = self.symmetries(A)  # cells [A, L] and tokens [A, V]
-        for part in symmetry:
-            part[0] = torch.arange(part.shape[1])  # the first copy is the puzzle itself
-        symmetry = [part.repeat(len(inputs), 1) for part in symmetry]
+        # Each after the inverse of the first: so the first copy is the puzzle itself.
+        symmetry = [part[0].argsort()[part].repeat(len(inputs), 1) for part in symmetry]
         inverse = [part.argsort(1) for part in symmetry]
         inputs = transform(inputs.repeat_interleave(A, 0), *symmetry)
         return inputs, ids.repeat_interleave(A), lambda answers: transform(answers, *inverse)
@@ -348,7 +347,7 @@ class Maze(Grids):
         self.clues = "# SG"
 
     def generate(self, count, wanted):
-        """Random mazes, paths over min_path: questions, answers. Raises ValueError."""
+        """Random mazes with one shortest path, of more than min_path moves. Raises ValueError."""
         mazes = torch.zeros(0, self.length, dtype=torch.long, device=self.device)
         tries = 0
         while len(mazes) < count:
@@ -356,14 +355,21 @@ class Maze(Grids):
             floor = torch.rand(1024, self.side, self.side, device=self.device) > density
             distance = distances(floor, random_cell(floor))  # start far away, for long paths
             start = random_cell((distance == distance.amax((1, 2), keepdim=True)) & floor)
-            goal = random_cell(distances(floor, start) > self.cfg.min_path)
+            distance = distances(floor, start)
+            goal = random_cell(distance > self.cfg.min_path)
             new = torch.where(floor, FLOOR, WALL)
-            new = torch.where(start, START, torch.where(goal, GOAL, new))
-            new = new[goal.any((1, 2))].flatten(1)
-            mazes = torch.cat([mazes, new[wanted(new)]]).unique(dim=0)
+            new = torch.where(start, START, torch.where(goal, GOAL, new)).flatten(1)
+            marked, moves = self.mark(new)
+            # Other cells that a shortest path may use become walls: one path is left.
+            on_path = (distance + distances(floor, goal)).flatten(1) == moves[:, None]
+            new = torch.where(on_path & (marked == FLOOR), WALL, new)[moves > 0]
+            new = new[wanted(new)]
+            mazes = torch.cat([mazes, new]).unique(dim=0)
             tries += 1
             if tries > 200 + len(mazes):
-                raise ValueError(f"too few mazes have over {self.cfg.min_path} moves: --min_path")
+                raise ValueError(
+                    f"too few mazes have over {self.cfg.min_path} moves: lower --min_path"
+                )
         mazes = mazes[torch.randperm(len(mazes))[:count]]
         return mazes, self.mark(mazes)[0]
 
@@ -385,17 +391,10 @@ class Maze(Grids):
         path = path.view_as(grids)[:, 1:-1, 1:-1].flatten(1)
         return torch.where(path & (mazes == FLOOR), PATH, mazes), moves[:, 0]
 
-    def symmetries(self, A):
-        """The 8 symmetries of the square, again and again."""
-        cells = square_symmetries(self.side, self.device)[torch.arange(A) % 8]
-        return cells, super().symmetries(A)[1]
-
-    def draw(self, B):
-        """A batch, drawn with replacement: see Task."""
-        inputs, labels, ids = super().draw(B)
-        if not self.cfg.data:  # of several paths `mark` prefers one, turned marks would another
-            labels = self.mark(inputs)[0]
-        return inputs, labels, ids
+    def symmetries(self, B):
+        """Random symmetries of the square; all 8 are drawn before one comes again."""
+        drawn = torch.rand(B // 8 + 1, 8, device=self.device).argsort(1).flatten()[:B]
+        return square_symmetries(self.side, self.device)[drawn], super().symmetries(B)[1]
 
     def obeys(self, puzzles, answers):
         """Do answers [N, L] mark a shortest path, any one, and change nothing else? [N]"""
@@ -799,18 +798,21 @@ def film(task, puzzle, steps):
 def curves(runs):
     """An SVG of the rows of log.csv by run: % of unseen puzzles right, and loss, over steps.
 
-    NAME-0, NAME-1, ... are seeds of NAME: a thin line each, a thick one for their mean.
+    NAME-seed0, NAME-seed1, ... are thin lines, and their mean, as far as all go, a thick one.
     """
     last = max([float(row["step"]) for rows in runs.values() for _, row in rows], default=1)
     out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
     for top, column, most in (30, "unseen", 100), (270, "loss", 0):  # 0: as high as it is
         out.append(f'<text x="50" y="{top - 10}">{column}{" puzzles right, %" * (most > 0)}</text>')
-        lines = {}
+        lines = {}  # by name: of each seed its points
         for run, rows in runs.items():
-            points = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
-            lines.setdefault(re.sub(r"-\d+$", "", run), []).append(points)
-        means = {name: [np.mean(p, axis=0) for p in zip(*lines[name])] for name in lines}
-        most = most or max([y for mean in means.values() for _, y in mean], default=1)
+            line = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
+            lines.setdefault(re.sub(r"-seed\d+$", "", run), []).append(line)
+        means = {}
+        for name, seeds in lines.items():  # where all have a value at the same step
+            means[name] = [np.mean(p, axis=0) for p in zip(*seeds) if len({x for x, _ in p}) == 1]
+        values = [y for mean in means.values() for _, y in mean]
+        most = most or max(values, default=1)
         for value in 0, most:
             y = top + 190 * (1 - value / most)
             out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')

@@ -37,7 +37,7 @@ class Config:
     task: str = "sudoku"  # family of puzzles: sudoku, maze, arc, or table: your own, from CSV files
     size: int = 9  # cells on a side of the grid; ARC: of the largest grids; table: in a line
     data: str = ""  # folder with train.csv and test.csv; empty: generated ones. ARC: puzzles/arc
-    train_size: int = 1000  # puzzles to train on (section 5); 0: as for test_size; ARC: all
+    train_size: int = 1000  # puzzles to train on (section 5); 0: all of the file, or 1000; ARC: all
     test_size: int = 0  # unseen puzzles; 0: all of the file, or 1000 generated ones; ARC: all
     min_path: int = 110  # mazes: the shortest path has more moves than this
     sets: str = "training,concept,evaluation"  # ARC: the test pairs of the last set are unseen
@@ -56,9 +56,9 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance, each step, to halt only after a random 2 to N_sup (section 2.5)
-    explore_once: bool = False  # draw it once for a puzzle: some solved ones then stay long
-    # (as published they soon leave, and the network does not learn to keep a right answer).
+    explore: float = 0.1  # chance, drawn each step, to halt only after a random 2 to N_sup (2.5)
+    explore_once: bool = False  # draw it when a puzzle enters its slot: some solved ones then stay
+    # long, and the network learns to keep a right answer. Not in the published code.
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -76,7 +76,7 @@ class Config:
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
     seed: int = 0  # of the training puzzles, weights, training, and the copies that vote
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if it is faster here
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if training is faster
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
@@ -180,7 +180,7 @@ class Block(nn.Module):
         super().__init__()
         self.mix = SwiGLU(S, 1, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
-        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # as published: norm over what was mixed
+        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # as published: norm over positions, too
 
     def forward(self, h):  # [B, S, D]
         h = norm(h + self.mix(h), self.mixed_dim)
@@ -295,7 +295,7 @@ def refill(slots, model, task, N_sup):
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if model.cfg.explore_once:
         fresh["least"] = least_steps(fresh["count"], N_sup, model.cfg.explore)
-    if slots is None or inputs.is_cpu:  # later a GPU would have to be waited for
+    if slots is None or inputs.is_cpu:  # on a GPU only the first batch: checking waits for it
         check(inputs, labels, model)
     if slots is None:
         return fresh
@@ -448,7 +448,7 @@ def think(model, inputs, vectors, cfg):
 
 
 def vote(answers, q):
-    """The two answers [2, L] that most of the copies [C, L] have; the highest q of the first."""
+    """The two answers [2, L] that most copies [C, L] have; the highest q of a copy of the first."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
     # A copy has one vote; among equals the sum of the halting probabilities decides.
     votes = torch.zeros(len(distinct)).index_add(0, which, 1 + q.sigmoid() / (2 * len(q)))
@@ -469,7 +469,7 @@ def evaluate(model, task, puzzles, cfg):
     """Score N puzzles: a dict of [N_eval, N], after each step; the two best answers [N, 2, L]."""
     scores = {n: torch.zeros(cfg.N_eval, len(puzzles)) for n in ("exact", "solved", "head right")}
     best = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
-    size = max(1, 4 * cfg.batch // cfg.augment)  # without gradients so many fit in
+    size = max(1, 4 * cfg.batch // cfg.augment)  # without gradients four times as many fit
     with torch.random.fork_rng():  # training goes on as if nobody had looked
         for rows in torch.arange(len(puzzles)).split(size):
             torch.manual_seed(cfg.seed)  # the same symmetries, however many puzzles at once
@@ -478,7 +478,7 @@ def evaluate(model, task, puzzles, cfg):
                 exact = is_right(answers[:, 0], part.labels)
                 found = {"exact": exact, "solved": task.obeys(part, answers[:, 0])}
                 found["head right"] = exact == (q > 0)
-                for name, values in found.items():  # step: is also the later ones, if all leave
+                for name, values in found.items():  # also for later steps, if all leave now
                     scores[name][step:, rows] = values.float().cpu()
             best[rows] = answers.byte().cpu()
     return scores, best
@@ -697,7 +697,7 @@ def open_run(args, changes, path, device):
             if is_training or task.identities > 1:
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
-            return cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
+            return model.cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
         expected = ["steps"] if is_training else ["N_eval", "augment", "early_exit"]
         for name in changes:
             if name not in expected and getattr(old, name) != getattr(cfg, name):
@@ -721,7 +721,7 @@ def run_command(args, changes, device):
     if args.command == "plot":
         runs = {}
         for name in args.name, *args.more:
-            runs[name] = data.read_rows(Path("runs", name, "log.csv"), "step", "unseen", "loss")
+            runs[name] = data.read_rows(Path("runs", name, "log.csv"))
         data.replace_file(args.svg or "curves.svg", data.curves(runs))
         return
     name = args.run or args.name
@@ -736,7 +736,7 @@ def run_command(args, changes, device):
         if args.command != "solve":
             task.tell_leaks(run.fingerprint)
         if is_training:
-            told = f"{len(task.train)} training and {len(task.test)} unseen puzzles"
+            told = f"{cfg.task}: {len(task.train)} training and {len(task.test)} unseen puzzles"
             print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
             train(cfg, task, run, path)
         if args.command != "solve":
@@ -767,32 +767,30 @@ def main(argv=None):
 HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
-FAST = "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
-# For a laptop: narrow, T 1 (all with gradient), a shorter average, N_sup grows; see also below.
-SMALL = "--D 128 --expansion 1.5 --multiple 16 --n 2 --T 1 --N_start 0.125 --loss softmax "
-SMALL += "--batch 64 --lr 3e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
-SIX = SMALL + " --size 6 --N_sup 8 --N_start 1 --lr 4e-3"
-ATT6 = SIX + " --mixing attention --heads 4 --N_start 0"  # N_sup grows from 1
-MAZE8 = SMALL + " --task maze --size 8 --min_path 10 --weight_decay 0.3"
-ARC6 = SMALL + " --task arc --sets training --size 6 --prefix 1"
+# For a laptop: narrow, with a high learning rate that falls and a number of steps that grows.
+SMALL = "--D 64 --expansion 1.5 --multiple 16 --n 2 --T 2 --N_start 0.125 --loss softmax"
+SMALL += " --batch 64 --lr 4e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
+ATT6 = SMALL + " --size 6 --D 128 --T 1 --mixing attention --heads 4 --N_start 0"  # from 1 step
 PRESETS = {
     "sudoku": "",
     "sudoku-att": "--mixing attention",
     "sudoku-hrm": "--mixing attention --prefix 1" + HRM,
-    "sudoku-fast": FAST
-    + " --lr_final 0.1 --warmup 200 --weight_decay 0.1 --ema 0.998 --steps 6305",
-    "sudoku-small": SMALL + " --D 96 --n 4 --N_eval 32 --ema 0.999 --steps 12000",
-    "sudoku-6x6": SIX
-    + " --lr 8e-3 --N_start 0.25 --ema 0.99 --weight_decay 1 --steps 600 --save_every 100",
-    "sudoku-6x6-att": ATT6 + " --N_sup 16 --explore 0.5 --explore_once --steps 5500",
-    "sudoku-6x6-hrm": ATT6 + HRM + " --lr 2e-3 --warmup 300 --steps 3500 --save_every 200",
-    "table-small": SMALL + " --task table --size 99 --train_size 0 --multiple 32 --batch 128"
-    " --explore 0.5 --explore_once --steps 2000",
+    "sudoku-fast": "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
+    " --lr_final 0.1 --warmup 200 --weight_decay 0.1 --ema 0.998 --steps 6305",
+    "sudoku-small": SMALL + " --D 96 --n 4 --T 1 --lr 3e-3 --ema 0.999 --N_eval 32 --steps 12000",
+    "sudoku-6x6": SMALL + " --size 6 --N_sup 8 --N_start 0.25 --lr 8e-3 --ema 0.99"
+    " --weight_decay 1 --steps 800 --save_every 100",
+    "sudoku-6x6-att": ATT6 + " --explore 0.5 --explore_once --steps 5500",
+    "sudoku-6x6-hrm": ATT6 + HRM + " --N_sup 8 --lr 2e-3 --warmup 300 --steps 3500",
+    "table-small": SMALL + " --task table --size 99 --train_size 0 --D 128 --T 1 --multiple 32"
+    " --batch 128 --lr 3e-3 --explore 0.5 --explore_once --steps 2000",
     "maze": MAZE,
-    "maze-small": MAZE8 + " --explore 0.5 --explore_once --steps 5000",
+    "maze-small": SMALL + " --task maze --size 8 --min_path 10 --weight_decay 0.3"
+    " --explore 0.5 --explore_once --steps 4000",
     "arc1": ARC,
     "arc2": ARC + " --sets training2,concept,evaluation2",
-    "arc-small": ARC6 + " --augmentations 16 --augment 17 --steps 5000",
+    "arc-small": SMALL + " --task arc --sets training --size 6 --prefix 1 --D 128 --T 1 --lr 3e-3"
+    " --augmentations 16 --augment 17 --steps 5000",
 }
 
 
