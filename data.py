@@ -42,12 +42,12 @@ class Puzzles:
 
 
 class Task:
-    """A family of puzzles: length L, vocab V, letters [V], train, test; see Grids for the rest."""
+    """A family of puzzles: length L, side, vocab V, letters [V], train, test; and see Grids."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
     kind = ""  # what a model must have been made for, in words
     rule = ""  # what an answer must do, where it can be judged without knowing the right one
-    box = (10**6, 10**6)  # rows and columns between two lines of a picture
+    box = (10**6, 10**6)  # height and width of a box that is framed in pictures
     colours = None  # of the tokens from 2 on, for pictures without letters
 
     def draw(self, B):
@@ -520,7 +520,7 @@ class ARC(Task):
         self.trained = torch.tensor(sorted(set(numbers)), device=device)  # tasks with pairs
 
     def choose(self, shown):
-        """Random turns [M] and colours [M, V]; for each task the rows that look different."""
+        """Random turns [M] and colours [M, V]; for each task the rows that differ in it."""
         generator = np.random.default_rng(self.cfg.seed)
         turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
         turns[0] = 0  # the first row changes nothing
@@ -590,9 +590,7 @@ class ARC(Task):
         for row, number in enumerate(self.test.ids // self.per_task):
             if self.names[number] == text:
                 return self.test[[row]]
-        raise ValueError(
-            f"{text} is no task of --sets {self.cfg.sets} that is unseen, within --size"
-        )
+        raise ValueError(f"{text} is no unseen task of --sets {self.cfg.sets} within --size")
 
     def describe(self, puzzle):
         """The pairs that show the rule of a task."""
@@ -615,7 +613,7 @@ class ARC(Task):
         first, second = best.to(self.device).unbind(1)
         passed = self.obeys(self.test, first) | self.obeys(self.test, second)
         shares = [passed[tasks == task].double().mean() for task in tasks.unique()]
-        return {"tasks": len(shares), "pass@2": f"{100 * sum(shares) / len(shares):.1f}"}
+        return {"tasks": len(shares), "pass@2 at the end": f"{100 * sum(shares) / len(shares):.1f}"}
 
 
 # ---- Solvers, of many puzzles at once ------------------------------------------------------------
@@ -798,33 +796,34 @@ def film(task, puzzle, steps):
 def curves(runs):
     """An SVG of the rows of log.csv by run: % of unseen puzzles right, and loss, over steps.
 
-    NAME-seed0, NAME-seed1, ... are thin lines, and their mean, as far as all go, a thick one.
+    NAME-seed0, NAME-seed1, ... are thin lines, and their mean, where all have a value, a thick one.
     """
     last = max([float(row["step"]) for rows in runs.values() for _, row in rows], default=1)
     out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
-    for top, column, most in (30, "unseen", 100), (270, "loss", 0):  # 0: as high as it is
-        out.append(f'<text x="50" y="{top - 10}">{column}{" puzzles right, %" * (most > 0)}</text>')
-        lines = {}  # by name: of each seed its points
+    parts = (30, "unseen", "unseen puzzles right, %", 100), (270, "loss", "loss", 0.1)
+    for top, column, title, highest in parts:  # highest: at least so high
+        out.append(f'<text x="50" y="{top - 10}">{title}</text>')
+        lines = {}  # by name: for each seed the values by step
         for run, rows in runs.items():
-            line = [(float(r["step"]), float(r[column])) for _, r in rows if r[column]]
+            line = {float(row["step"]): float(row[column]) for _, row in rows if row[column]}
             lines.setdefault(re.sub(r"-seed\d+$", "", run), []).append(line)
-        means = {}
-        for name, seeds in lines.items():  # where all have a value at the same step
-            means[name] = [np.mean(p, axis=0) for p in zip(*seeds) if len({x for x, _ in p}) == 1]
-        values = [y for mean in means.values() for _, y in mean]
-        most = most or max(values, default=1)
-        for value in 0, most:
-            y = top + 190 * (1 - value / most)
+            highest = max([highest, *line.values()])
+        for value in 0, highest:
+            y = top + 190 * (1 - value / highest)
             out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')
             out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{value:.3g}</text>')
-        below = top - 15  # names do not cover one another
-        for name in sorted(filter(means.get, means), key=lambda name: -means[name][-1][1]):
-            colour, dash = STROKES[list(lines).index(name) % len(STROKES)]
-            style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}"'
-            for width, line in *((0.5, line) for line in lines[name]), (2, means[name]):
-                points = np.array(line) * (500 / last, -190 / most) + (50, top + 190)
-                path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-                out.append(f'<polyline points="{path}" {style} stroke-width="{width}"/>')
-            below = max(below + 15, points[-1, 1])
-            out.append(f'<text x="555" y="{below:.1f}" fill="{colour}">{html.escape(name)}</text>')
-    return SVG.format(700, 500, "\n".join(out))
+        for number, (name, seeds) in enumerate(lines.items()):
+            colour, dash = STROKES[number % len(STROKES)]
+            style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}" stroke-width='
+            steps = [step for step in seeds[0] if all(step in line for line in seeds)]
+            mean = {step: np.mean([line[step] for line in seeds]) for step in steps}
+            for width, line in *((0.5, line) for line in seeds), (2, mean):
+                points = [
+                    f"{50 + 500 * step / last:.1f},{top + 190 * (1 - value / highest):.1f}"
+                    for step, value in line.items()
+                ]
+                out.append(f'<polyline points="{" ".join(points)}" {style}"{width}"/>')
+            y = top + 10 + 20 * number
+            out.append(f'<path d="M560 {y}h25" {style}"2"/>')
+            out.append(f'<text x="590" y="{y + 5}">{html.escape(name)}</text>')
+    return SVG.format(740, 500, "\n".join(out))

@@ -569,24 +569,24 @@ def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monke
     assert run(f"{TRAIN} --save_every 2 --log_every 1 --run named") == 0
     assert [row["unseen"] for row in rows_of("named")] == ["", "25.0", "25.0"]
     lines = re.findall("^step . of 3.*", capsys.readouterr().out, re.M)
-    assert "unseen" not in lines[0] and "minutes left" not in lines[0]  # not known yet
-    assert "unseen 25  " in lines[1]
-    assert "minutes left" in lines[1]
+    assert not re.search("unseen|minutes left", lines[0])  # not known yet
+    assert re.search("unseen 25  .*minutes left", lines[1])
     assert run("eval named") == 0
     assert re.search("\n +16 +25.0 +50.0 +75.0\n", capsys.readouterr().out)
     refuses("eval sudoku-6x6", "no run 'sudoku-6x6': train it first; there are: named", capsys)
 
 
 def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
-    assert built_in("train") and built_in("test")
-    again = f"{TRAIN} --run a --data puzzles/sudoku-6x6-seed0 --resume"
-    assert run(again) == 0
-    for flags in "--D 64", "--seed 1", "--data .":
-        refuses(f"{again} {flags}", f"{flags.split()[0]} ", capsys)
-    assert run(f"{again} --steps 5") == 0 and trm.load("runs/a/checkpoint.pt")["step"] == 5
     header, *rows = built_in("train")
-    csv_file("puzzles/sudoku-6x6-seed0/train.csv", header, *rows[::-1])
-    refuses(again.replace("--steps 3", ""), "the training puzzles are not those", capsys)
+    again = f"{TRAIN} --run a --data puzzles/sudoku-6x6-seed0 --resume"
+    assert built_in("test") and run(again) == 0
+    refuses("train sudoku-6x6-hrm --run a --resume", "--D 128; the run has 32: ", capsys)
+    for flags in "--D 64", "--seed 1":
+        refuses(f"{again} {flags}", f"{flags}; the run has ", capsys)
+    Path("d").symlink_to("puzzles/sudoku-6x6-seed0")
+    assert run(f"{again} --data d --steps 5") == 0 and trm.load("runs/a/checkpoint.pt")["step"] == 5
+    csv_file("d/train.csv", header, *rows[::-1])
+    refuses(again, "the training puzzles are not those", capsys)
     monkeypatch.chdir("runs")  # --data was named from the folder above
     assert run("eval a/checkpoint.pt") == 0
 
@@ -902,11 +902,10 @@ def test_curves_show_each_run_at_its_name_and_the_mean_of_seeds(capsys):
     svg = Path("curves.svg").read_text()
     xml.etree.ElementTree.fromstring(svg)
     thick, thin = (re.findall(f'points="(.*?)" .* stroke-width="{w}"', svg) for w in (2, 0.5))
-    assert thick[:2] == ["300.0,68.0 550.0,69.9", "300.0,71.8"]
+    assert thick[:2] == ["300.0,71.8", "300.0,68.0 550.0,69.9"]
     assert thick[2:] == ["300.0,365.0", "175.0,270.0 300.0,365.0 550.0,412.5"]
-    assert thin[1] == "300.0,68.0"
+    assert thin[0] == "300.0,68.0"
     assert ">a</text>" in svg and ">&lt;b&gt;</text>" in svg
-    assert 'y="84.9"' in svg  # names do not cover one another
 
 
 # ---- Mazes ---------------------------------------------------------------------------------------
@@ -984,7 +983,8 @@ def arc_task(folder, **changes):
 
 def test_arc_grids_come_back_from_every_symmetry():
     task = arc_task(arc({"t1": TASK}, {"t1": SOLUTION}))
-    assert task.train.inputs.view(2, 30, 30)[0, :2, :4].tolist() == [[3, 4, 5, 1], [1, 1, 1, 0]]
+    question = task.train.inputs[0].view(30, 30)
+    assert question[:2, :4].tolist() == [[3, 4, 5, 1], [1, 1, 1, 0]]
     assert task.train.labels.view(2, 30, 30)[0, :3, :2].tolist() == [[2, 2], [11, 10], [7, 7]]
     assert data.show(task, task.test, task.test.labels[0]) == " 7 \n 1 "
     assert " 4 4 \nbecomes\n 4 \n 4 \n" in task.describe(task.test)
@@ -1040,7 +1040,7 @@ def test_two_answers_count_and_leaks_are_left_out(capsys):
     wrong, right = task.test.inputs, task.test.labels
     best = torch.stack([wrong, wrong], 1)
     best[0, 1], best[1, 0] = right[:2]
-    assert task.report(best) == {"tasks": 2, "pass@2": "75.0"}  # one of b's two, and a's
+    assert task.report(best) == {"tasks": 2, "pass@2 at the end": "75.0"}  # one of b's two, and a's
 
 
 def test_arc_vectors_stay_with_the_tasks_they_were_trained_for(capsys):

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, get_args
@@ -57,8 +57,7 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, drawn each step, to halt only after a random 2 to N_sup (2.5)
-    explore_once: bool = False  # draw it when a puzzle enters its slot: some solved ones then stay
-    # long, and the network learns to keep a right answer. Not in the published code.
+    explore_once: bool = False  # draw it once, so that some solved puzzles stay; not published
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -78,7 +77,7 @@ class Config:
     seed: int = 0  # of the training puzzles, weights, training, and the copies that vote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if training is faster
     compile: bool = True  # torch.compile the network
-    log_every: int = 50  # steps from one row of log.csv to the next
+    log_every: int = 50  # steps from one row of log.csv to the next, besides those that are saved
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
 
     def __post_init__(self):
@@ -385,7 +384,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     halted = halts(q, count, least, N_sup, cfg)
     slots.update(y=y, z=z, count=count, halted=halted)
     report = {"loss": loss, "answer loss": answer_loss, "halting loss": halting_loss}
-    report.update({"slots right": right, "slots halted": halted})
+    report |= {"slots right": right, "slots halted": halted}
     return slots, {name: value.detach().float().mean() for name, value in report.items()}
 
 
@@ -418,7 +417,7 @@ def multi_z_recursion(model, x, y, z):
 
 
 def continue_loss(model, x, y, z, q, last):
-    """HRM's loss of "continue" [B]: it learns the next step's higher q, or "halt" where `last`."""
+    """HRM's loss of "continue" [B]: its target is the next step's higher q; its halt if `last`."""
     with torch.no_grad():
         _, _, q_next = deep_recursion(model, x, y, z)
         target = torch.where(last, q_next[:, 0], q_next.amax(1)).sigmoid()
@@ -484,10 +483,10 @@ def evaluate(model, task, puzzles, cfg):
     return scores, best
 
 
-def print_evaluation(model, task, cfg, path, step):
+def print_evaluation(run, task, cfg, path):
     """Print the scores after 1, 2, 4, ... supervision steps; add them to eval.csv beside `path`."""
-    scores, best = evaluate(model, task, task.test, cfg)
-    asked = {"run": path, "step": step, "puzzles": len(task.test), **task.report(best)}
+    scores, best = evaluate(run.ema, task, task.test, cfg)
+    asked = {"run": path, "step": run.step, "puzzles": len(task.test), **task.report(best)}
     told = f"N_eval {cfg.N_eval}, early_exit {cfg.early_exit}, augment {cfg.augment}"
     print("\n" + ", ".join(f"{name} {value}" for name, value in asked.items()), told, sep=", ")
     print("after step  % exact  % solved  % head right")
@@ -496,7 +495,7 @@ def print_evaluation(model, task, cfg, path, step):
         if after.bit_count() == 1 or after == cfg.N_eval:
             means = {name: f"{100 * part[after - 1].mean():.1f}" for name, part in scores.items()}
             print("{:10}  {:>7}  {:>8}  {:>12}".format(after, *means.values()))
-            rows.append({**asked, "after step": after, **means, **asdict(cfg)})
+            rows.append({**asked, "after step": after, **means, **vars(cfg)})
     table = path.with_name("eval.csv")
     earlier = [row for _, row in data.read_rows(table)] if table.exists() else []
     data.write_rows(table, earlier + rows)
@@ -555,7 +554,8 @@ def load_published(weights, L=81, V=11, **changes):
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     if not {"y_init", "puzzle_vectors", "nets.0.0.mlp.down.weight"} <= weights.keys():
         raise ValueError("neither a checkpoint of trm.py nor one of the published code")
-    cfg = preset("sudoku-hrm") if "nets.1.0.mlp.down.weight" in weights else Config(prefix=16)
+    is_hrm = "nets.1.0.mlp.down.weight" in weights
+    cfg = Config(**preset("sudoku-hrm")) if is_hrm else Config(prefix=16)
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
     n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
     cfg = replace(cfg, D=len(weights["y_init"]), n_layers=n_layers, mixing=mixing)
@@ -598,7 +598,7 @@ def build(cfg, task, device, saved=None):
 def save(path, cfg, run):
     """Write log.csv, then the checkpoint: so log.csv has every row that the checkpoint has."""
     data.write_rows(path.with_name("log.csv"), run.rows)
-    content = {**vars(run), "config": asdict(cfg), "rng": torch.get_rng_state()}
+    content = {**vars(run), "config": vars(cfg), "rng": torch.get_rng_state()}
     for part in "model", "ema", "optimizer":
         content[part] = content[part].state_dict()
     content["cuda_rng"] = torch.cuda.get_rng_state_all()
@@ -631,12 +631,11 @@ def train(cfg, task, run, path):
             raise ValueError(f"the loss is {means['loss']} at step {run.step}: lower --lr")
         rate = (run.step - timed) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means, "unseen": "", "steps/s": rate or ""}
+        run.rows.append(row)
         if saves:
             look = replace(cfg, augment=1, early_exit=False)
             scores, _ = evaluate(run.ema, task, task.test[:256], look)
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
-        run.rows.append(row)
-        if saves:
             save(path, cfg, run)
         told = [f"{name} {value:.3g}" for name, value in row.items() if value != ""]
         if rate:
@@ -654,9 +653,8 @@ def parse(argv):
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
     parser.add_argument("more", nargs="*", help="solve: a puzzle or an ARC task; plot: more runs")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="train: go on where there is a run")
-    either.add_argument("--overwrite", action="store_true", help="train: replace the run")
+    parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
+    parser.add_argument("--overwrite", action="store_true", help="train: or else replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
         kind = {"type": type(default)}
@@ -670,10 +668,10 @@ def parse(argv):
 
 
 def preset(name):
-    """The Config of a preset. Raises ValueError."""
+    """What a preset sets of Config. Raises ValueError."""
     if name not in PRESETS:
         raise ValueError(f"{name}: no run to --resume, no preset; they are {', '.join(PRESETS)}")
-    return Config(**parse(["train", name, *PRESETS[name].split()])[1])
+    return parse(["train", name, *PRESETS[name].split()])[1]
 
 
 def open_run(args, changes, path, device):
@@ -682,7 +680,9 @@ def open_run(args, changes, path, device):
     if is_training and path.exists() and not args.resume and not args.overwrite:
         raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
     saved = load(path) if not is_training or args.resume and path.exists() else None
-    old = saved.get("config", Config()) if saved else preset(args.name)
+    old = saved.get("config", Config()) if saved else Config(**preset(args.name))
+    if saved and is_training and args.run:  # then `name` is a preset, and the run must be of it
+        changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
     if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
@@ -698,7 +698,7 @@ def open_run(args, changes, path, device):
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
             return model.cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
-        expected = ["steps"] if is_training else ["N_eval", "augment", "early_exit"]
+        expected = ["steps", "data"] if is_training else ["N_eval", "augment", "early_exit"]
         for name in changes:
             if name not in expected and getattr(old, name) != getattr(cfg, name):
                 told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
@@ -740,7 +740,7 @@ def run_command(args, changes, device):
             print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
             train(cfg, task, run, path)
         if args.command != "solve":
-            print_evaluation(run.ema, task, cfg, path, run.step)
+            print_evaluation(run, task, cfg, path)
     if args.command != "eval":
         if args.more:
             puzzle = task.parse(" ".join(args.more))
