@@ -633,7 +633,7 @@ def train(cfg, task, run, path):
         row = {"step": run.step, **means, "unseen": "", "steps/s": rate or ""}
         run.rows.append(row)
         if saves:
-            look = replace(cfg, augment=1, early_exit=False)
+            look = replace(cfg, augment=1, N_eval=cfg.N_sup)  # as in the paper
             scores, _ = evaluate(run.ema, task, task.test[:256], look)
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
             save(path, cfg, run)
@@ -790,7 +790,7 @@ PRESETS = {
     "arc1": ARC,
     "arc2": ARC + " --sets training2,concept,evaluation2",
     "arc-small": SMALL + " --task arc --sets training --size 6 --prefix 1 --D 128 --T 1 --lr 3e-3"
-    " --augmentations 16 --augment 17 --steps 5000",
+    " --explore 0.5 --explore_once --augmentations 16 --augment 17 --steps 5000",
 }
 
 
