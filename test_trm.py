@@ -682,7 +682,7 @@ def test_every_variant_has_the_papers_size_trains_saves_and_is_evaluated(capsys)
     for command, millions in PAPER.items():
         name, *flags = command.split()
         _, changes = trm.parse(["train", name, *flags])
-        network = trm.TRM(replace(trm.preset(name), **changes), 81, 11).nets
+        network = trm.TRM(trm.Config(**trm.preset(name), **changes), 81, 11).nets
         assert round(sum(w.numel() for w in network.parameters()) / 1e6) == millions, command
         dtype = "bfloat16" if "multi" in command else "float32"
         flags = f"{FLAGS} --size 6 --T 2 --prefix 2 --steps 2 --N_eval 2 --dtype {dtype} --run it"
@@ -738,7 +738,7 @@ train sudoku --data nowhere | nowhere/train.csv: --data has train.csv and test.c
 FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --svg a.svg | eval takes no more words and no --svg
-eval fits --steps 64 | --steps 64; the run has 3: --run NEW trains with it; --N_eval thinks
+eval fits --steps 64 | --steps 64; the run has 3: --run NEW trains with it; eval takes --N_eval
 solve fits '' | 0 characters, but 36 by --size 6
 plot fits nosuch | there is no runs/nosuch/log.csv
 """

@@ -703,7 +703,7 @@ def open_run(args, changes, path, device):
             if name not in expected and getattr(old, name) != getattr(cfg, name):
                 told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
                 if is_training or name == "steps":
-                    raise ValueError(f"{told}: --run NEW trains with it; --N_eval thinks longer")
+                    raise ValueError(f"{told}: --run NEW trains with it; eval takes --N_eval")
                 print("with", told)
         task.compare(saved["fingerprint"])
         if is_training and saved["fingerprint"] != task.fingerprint:
@@ -756,7 +756,7 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; a training goes on with --resume, as saved last", file=sys.stderr)
+        print("\nstopped; training goes on with --resume or make, as saved last", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
