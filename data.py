@@ -58,11 +58,6 @@ class Task:
         known = puzzles.labels > 0
         return ((answers == puzzles.labels) | ~known).all(1) & known.any(1)
 
-    def compare(self, fingerprint):
-        """Raise ValueError if a model with this fingerprint cannot take these puzzles."""
-        if fingerprint and fingerprint[0] != self.kind:  # published files have none
-            raise ValueError(f"the run is for {fingerprint[0]}; these are {self.kind}")
-
     def tell_leaks(self, fingerprint):
         """Print which of the test puzzles a model with this fingerprint was trained on."""
 
@@ -120,9 +115,8 @@ def read_rows(path, *columns):
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, restval="")
         try:
-            names = ",".join(rows.fieldnames or ())
-            if not set(columns) <= set(names.split(",")):
-                raise csv.Error(f"line 1, {names:.60}, lacks some of {', '.join(columns)}")
+            if not set(columns) <= set(rows.fieldnames or ()):
+                raise csv.Error(f"line 1 lacks some of the columns {', '.join(columns)}")
             return [(rows.line_num, row) for row in rows]
         except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path}: {error}") from None
@@ -215,7 +209,7 @@ class Grids(Task):
                 if None in row:
                     raise ValueError("more columns than line 1; quote a text that has commas")
                 question = self.tokens(row["question"], self.clues)
-                pairs.append((question, self.tokens(row["answer"])))
+                pairs.append((question, self.tokens(row["answer"], self.letters[1:])))
             except ValueError as error:
                 raise ValueError(f"{path}, line {line}: {error}") from None
         puzzles = self.puzzles(pairs)
@@ -227,11 +221,10 @@ class Grids(Task):
     def puzzles(self, rows):
         """Rows (tokens of the question, tokens of the answer) as Puzzles."""
         inputs, labels = torch.tensor(rows, dtype=torch.uint8, device=self.device).unbind(1)
-        return Puzzles(inputs, labels, 0 * inputs[:, 0].long())
+        return Puzzles(inputs, labels, torch.zeros(len(rows), dtype=torch.long, device=self.device))
 
-    def tokens(self, text, allowed=None):
+    def tokens(self, text, allowed):
         """A grid as a string to a list of tokens. Raises ValueError, naming the cell."""
-        allowed = allowed or self.letters[1:]
         if len(text) != self.length:
             why = f"--size {self.side}" if self.rule else "the first question"
             raise ValueError(f"{len(text)} characters, but {self.length} by {why}")
@@ -262,13 +255,13 @@ class Grids(Task):
 
     @cached_property
     def fingerprint(self):
-        """What a model is made for and trained on; ~: no answer's hash is also a question's."""
+        """What a model is made for and trained on. Answers are inverted (~), to tell them apart."""
         return [self.kind, *hashes(self.train.inputs), *hashes(~self.train.labels)]
 
     def tell_leaks(self, fingerprint):
         """Print which of the test puzzles a model with this fingerprint was trained on."""
         known = set(fingerprint)
-        answers = ~self.test.labels if self.rule else self.test.inputs  # tables repeat them
+        answers = ~self.test.labels if self.rule else self.test.inputs  # of tables many are equal
         marks = zip(hashes(self.test.inputs), hashes(answers))
         rows = [row for row, numbers in enumerate(marks, 1) if known & set(numbers)]
         if rows:
@@ -367,9 +360,7 @@ class Maze(Grids):
             mazes = torch.cat([mazes, new]).unique(dim=0)
             tries += 1
             if tries > 200 + len(mazes):
-                raise ValueError(
-                    f"too few mazes have over {self.cfg.min_path} moves: lower --min_path"
-                )
+                raise ValueError(f"few mazes have over {self.cfg.min_path} moves: lower --min_path")
         mazes = mazes[torch.randperm(len(mazes))[:count]]
         return mazes, self.mark(mazes)[0]
 
@@ -511,16 +502,16 @@ class ARC(Task):
             raise ValueError(f"no task of --sets {cfg.sets} fits into --size {cfg.size}")
         turns, colours, chosen = self.choose(shown)
         self.identities = len(chosen) * self.per_task
-        self.chosen = torch.tensor(np.concatenate(chosen), device=device)
-        self.turns = square_symmetries(self.side, device)[torch.tensor(turns)]
-        self.recoloured = torch.tensor(colours, device=device)
+        self.chosen = torch.tensor(np.concatenate(chosen), device=device)  # [identities]
+        self.turns = square_symmetries(self.side, device)[torch.tensor(turns)]  # [M, L]
+        self.recoloured = torch.tensor(colours, device=device)  # [M, V]
         self.train, self.test = self.puzzles(shown), self.puzzles(unseen)
         numbers = [pair.task for pair in shown]
         self.pair_counts = torch.tensor(np.bincount(numbers), device=device)
         self.trained = torch.tensor(sorted(set(numbers)), device=device)  # tasks with pairs
 
     def choose(self, shown):
-        """Random turns [M] and colours [M, V]; for each task the rows that differ in it."""
+        """Random turns [M], colours [M, V]; of each task the rows that differ. Sets kind, too."""
         generator = np.random.default_rng(self.cfg.seed)
         turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
         turns[0] = 0  # the first row changes nothing
@@ -564,8 +555,9 @@ class ARC(Task):
         pair = slot - (stops - self.pair_counts[tasks])[which]  # [B], which pair of its task
         rows = (self.pair_counts.cumsum(0) - self.pair_counts)[tasks[which]] + pair
         ids = (tasks * self.per_task + torch.randint_like(tasks, self.per_task))[which]
-        inputs = transform(self.train.inputs[rows], *self.symmetry(ids))
-        labels = transform(self.train.labels[rows], *self.symmetry(ids))
+        symmetry = self.symmetry(ids)
+        inputs = transform(self.train.inputs[rows], *symmetry)
+        labels = transform(self.train.labels[rows], *symmetry)
         corner, down, right = torch.rand(3, B, device=self.device)
         is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]  # one of each is not
         inside = ((inputs > 1) | (labels > 1)).view(B, self.side, self.side)
@@ -720,13 +712,16 @@ def kinds(task, puzzle, answer):
     """Of each cell of an answer [L]: "given", "right", "wrong" or "open" (empty, or not known)."""
     labels = answer if task.obeys(puzzle, answer[None]) else puzzle.labels[0]  # a maze has several
     result = []
+    is_known = labels.any()
     for given, label, token in zip(puzzle.inputs[0], labels, answer):
-        is_empty = task.rule and task.letters[token] in ". "
-        kind = "open" if label == 0 or is_empty else "right"
-        if label not in (0, token):
+        if is_known and token != label:  # in ARC a label is 0 beyond the grid
             kind = "wrong"
-        elif task.rule and token == given and not is_empty:
+        elif task.rule and task.letters[token] in ". ":
+            kind = "open"
+        elif task.rule and token == given:
             kind = "given"
+        else:
+            kind = "right" if is_known else "open"
         result.append(kind)
     return result
 
@@ -761,7 +756,8 @@ def draw_grid(task, puzzle, answer, before):
             fill = FILL[styles[cell]]
             if task.colours:
                 fill, letter = f"#{task.colours[answer[cell] - 2]}", ""
-            style = f'fill="{fill}" stroke="{"#ccc" if answer[cell] == before[cell] else "#000"}"'
+            stroke = "#ccc" if answer[cell] == before[cell] else "#000"
+            style = f'fill="{fill}" stroke="{stroke}"'
             out.append(f'<rect x="{20 * x}" y="{20 * y}" width="18" height="18" {style}/>')
             out.append(f'<text x="{20 * x + 9}" y="{20 * y + 14}" class="c">{letter}</text>')
             if x % w == 0 and y % h == 0:  # a box begins
@@ -775,7 +771,8 @@ def film(task, puzzle, steps):
     """An SVG of a question and each step's answer [1, L] and p, while answers change; 5 a line."""
     while len(steps) > 1 and torch.equal(steps[-1][0], steps[-2][0]):
         steps = steps[:-1]  # the last step changed nothing
-    width, height = max(20 * task.side, 150) + 20, 20 * -(-task.length // task.side) + 45
+    lines = (task.length + task.side - 1) // task.side
+    width, height = max(20 * task.side, 150) + 20, 20 * lines + 45
     bottom = (len(steps) + 5) // 5 * height
     legend = "" if task.colours else "grey: given, blue: right, orange: wrong, "
     out = [f'<text x="10" y="{bottom + 10}">{legend}framed: changed</text>']

@@ -396,6 +396,8 @@ def test_puzzle_embeddings_move_by_the_sign_of_their_summed_gradients():
     assert summed[[1, 3]].all()
     trm.train_step(model, *learner(model), None, task, 0)
     close(model.puzzle_vectors, torch.where(summed == 0, 1, 0.95 - 0.1 * summed.sign()), 1e-6)
+    with refused("--prefix 0: puzzle embeddings need a position"):
+        trm.TRM(tiny(), 36, 8, identities=5)
 
 
 def test_training_never_waits_for_the_device(monkeypatch):  # meta tensors have no values
@@ -581,7 +583,7 @@ def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
     header, *rows = built_in("train")
     again = f"{TRAIN} --run a --data puzzles/sudoku-6x6-seed0 --resume"
     assert built_in("test") and run(again) == 0
-    refuses("train sudoku-6x6-hrm --run a --resume", "--D 128; the run has 32: ", capsys)
+    refuses("train sudoku-6x6-hrm --run a --resume", "--D 128; the run has 32: only", capsys)
     refuses(f"{again} --seed 1", "--seed 1; the run has 0", capsys)
     Path("d").symlink_to("puzzles/sudoku-6x6-seed0")
     assert run(f"{again} --data d --steps 5") == 0
@@ -643,11 +645,7 @@ BROKEN = [
     (("ema", "q_head.bias"), torch.full((2,), math.nan)),
     (("ema", "q_head.bias"), torch.zeros(3)),
     (("model", "q_head.bias"), None),
-    (("optimizer", "state", 0, "exp_avg"), torch.zeros(2)),
-    (("optimizer", "state", 1), None),
-    (("slots", "y"), torch.zeros(2, 3)),
     (("rows",), [5]),
-    (("step",), "many"),
     (("fingerprint",), None),
 ]
 
@@ -728,17 +726,17 @@ def test_a_table_of_your_own(capsys):
 
 
 MISTAKES = """
-train sudoku-smal | sudoku-smal: no run to --resume, no preset; they are sudoku, sudoku-att
+train sudoku-smal | sudoku-smal is no preset (sudoku, sudoku-att, sudoku-hrm, sudoku-fast
 train sudoku --compile False | train takes no more words and no --svg; solve and plot do
 train sudoku-att --heads 7 | --heads 7: D 512 must divide
 train sudoku --n 0 | --n 0: must be from 1 to 1000000000
-train maze-small --size 4 | too few mazes have over 10 moves: lower --min_path
+train maze-small --size 4 | few mazes have over 10 moves: lower --min_path
 train table-small | a table needs --data DIR
 train sudoku --data nowhere | nowhere/train.csv: --data has train.csv and test.csv
 FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --svg a.svg | eval takes no more words and no --svg
-eval fits --steps 64 | --steps 64; the run has 3: --run NEW trains with it; eval takes --N_eval
+eval fits --steps 64 | --steps 64; the run has 3: steps of training; thinking longer is --N_eval
 solve fits '' | 0 characters, but 36 by --size 6
 plot fits nosuch | there is no runs/nosuch/log.csv
 """
@@ -855,7 +853,7 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
     with refused("csv/test.csv/train.csv: --data has train.csv and"):
         read_csv(data="csv/test.csv")
     csv_file("csv/train.csv", "question,rating", ROW)
-    with refused("csv/train.csv: line 1, question,rating, lacks some of question, answer"):
+    with refused("csv/train.csv: line 1 lacks some of the columns question, answer"):
         read_csv()
 
 
@@ -906,6 +904,8 @@ def test_curves_show_each_run_at_its_name_and_the_mean_of_seeds(capsys):
     assert thick[2:] == ["300.0,365.0", "175.0,270.0 300.0,365.0 550.0,412.5"]
     assert thin[0] == "300.0,68.0"
     assert ">a</text>" in svg and ">&lt;b&gt;</text>" in svg
+    data.write_rows(Path("runs/c/log.csv"), [{"step;loss": 1}])
+    refuses("plot c", "runs/c/log.csv: line 1 lacks some of the columns step, loss", capsys)
 
 
 # ---- Mazes ---------------------------------------------------------------------------------------
@@ -987,6 +987,7 @@ def test_arc_grids_come_back_from_every_symmetry():
     assert question[:2, :4].tolist() == [[3, 4, 5, 1], [1, 1, 1, 0]]
     assert task.train.labels.view(2, 30, 30)[0, :3, :2].tolist() == [[2, 2], [11, 10], [7, 7]]
     assert data.show(task, task.test, task.test.labels[0]) == " 7 \n 1 "
+    assert data.show(task, task.test, task.train.labels[0]) == " 0*0*\n 9*8*\n 5*5*"  # too large
     assert " 4 4 \nbecomes\n 4 \n 4 \n" in task.describe(task.test)
     come_back(task, task.train.inputs, task.train.ids, 29)
     copies, ids, _ = task.copies(task.train.labels, task.train.ids, 29)
@@ -1069,7 +1070,6 @@ def test_a_published_checkpoint_is_evaluated_and_solves(kind, capsys):
     picture = data.show(task, task.parse(text(task, task.test.inputs[0])), answers[0])
     assert f"{q.sigmoid().item():.3f}\n{picture}" in capsys.readouterr().out
     assert f",{model.cfg.mixing}," in Path("eval.csv").read_text()
-    refuses(f"eval step_9 --size 6 {sizes} --prefix 0", "--prefix 0: published files", capsys)
     for size in ("[8, 32]) from checkpoint", "[6, 32])"):  # tokens here and there
         refuses(f"eval step_9 --size 6 {sizes} --task maze --min_path 7", size, capsys)
     command = f"eval step_9 --task arc --sets training --data {arc({'t1': TASK})}"
@@ -1082,7 +1082,7 @@ def test_the_readme_is_true(capsys):
     assert named and set(named) <= set(targets)
     for module, name in re.findall(r"`(trm|data)\.(\w+)", README):
         assert name == "py" or hasattr({"trm": trm, "data": data}[module], name), name
-    for command in re.findall(r"python trm\.py ((?:train|eval|solve|plot)[^\n#`|;]*)", README):
+    for command in re.findall(r"python trm\.py ((?:train|eval|solve|plot)[^\n#`|;\"]*)", README):
         args, _ = trm.parse(shlex.split(command))
         assert args.command != "train" or args.name in trm.PRESETS or args.resume, command
     for block in re.findall(r"```python\n(.*?)```", README, re.S):

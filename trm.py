@@ -57,7 +57,7 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, drawn each step, to halt only after a random 2 to N_sup (2.5)
-    explore_once: bool = False  # draw it once, so that some solved puzzles stay; not published
+    explore_once: bool = False  # drawn once for a puzzle, so that some stay solved; not published
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -77,7 +77,7 @@ class Config:
     seed: int = 0  # of the training puzzles, weights, training, and the copies that vote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if training is faster
     compile: bool = True  # torch.compile the network
-    log_every: int = 50  # steps from one row of log.csv to the next, besides those that are saved
+    log_every: int = 50  # steps from one row of log.csv to the next; each save writes one, too
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
 
     def __post_init__(self):
@@ -122,7 +122,7 @@ def norm(h, dim):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or over the positions (dim 1)."""
+    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or over the positions (dim 0)."""
 
     def __init__(self, width, dim, cfg):
         super().__init__()
@@ -133,11 +133,11 @@ class SwiGLU(nn.Module):
         self.down = Linear(inner, width)
 
     def forward(self, h):  # [B, S, D]
-        if self.dim == 1:  # positions first, [S, B, D]: each W acts on all of them in one product
-            gate, up = self.gate_up(h.transpose(0, 1), 0).chunk(2, 0)
-            return self.down(F.silu(gate) * up, 0).transpose(0, 1)
-        gate, up = self.gate_up(h).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        if self.dim == 0:  # positions first, [S, B, D]: each W acts on all of them in one product
+            h = h.transpose(0, 1)
+        gate, up = self.gate_up(h, self.dim).chunk(2, self.dim)
+        h = self.down(F.silu(gate) * up, self.dim)
+        return h.transpose(0, 1) if self.dim == 0 else h
 
 
 class Attention(nn.Module):
@@ -177,7 +177,7 @@ class Block(nn.Module):
 
     def __init__(self, S, cfg):
         super().__init__()
-        self.mix = SwiGLU(S, 1, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
+        self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
         self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # as published: norm over positions, too
 
@@ -187,10 +187,12 @@ class Block(nn.Module):
 
 
 class TRM(nn.Module):
-    """The embeddings, the tiny network and the two heads (Figure 1); cfg: see Config."""
+    """The embeddings, the tiny network and the two heads (Figure 1). Raises ValueError."""
 
-    def __init__(self, cfg, L, V, identities=1):
+    def __init__(self, cfg, L, V, identities=1):  # cfg: a Config, or as much of it as is used here
         super().__init__()
+        if identities > 1 and cfg.prefix == 0:
+            raise ValueError("--prefix 0: puzzle embeddings need a position; arc-small has one")
         self.cfg = cfg
         self.dtype = torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32  # of x, y and z
         self.recursion = globals()[f"{cfg.recursion}_recursion"]  # latent_recursion, or another
@@ -285,10 +287,10 @@ def losses(logits, q, labels, kind):
 
 # ---- Deep supervision (section 2.4), halting (section 4.6) and EMA (section 4.7) -----------------
 # Figure 3 thinks N_sup times about one batch. As in the published code, a batch is here a row of
-# slots, each with a puzzle, its (y, z) and the number of supervision steps it has had. A slot that
-# halts gets a new puzzle at the next step, so that the batch is always full.
+# slots, each with a puzzle (inputs and labels [B, L], ids [B]), its (y, z) and the count [B] of its
+# supervision steps. A slot that halts gets a new puzzle at the next step: the batch is always full.
 def refill(slots, model, task, N_sup):
-    """Give slots that have halted, at first all, new puzzles: inputs, labels [B, L], ids [B]."""
+    """The slots, by name, with new puzzles where they have halted, at first all; see `check`."""
     inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
@@ -317,7 +319,7 @@ def check(inputs, labels, model):
 
 
 def least_steps(count, N_sup, explore):
-    """Steps before which even a sure slot stays [B]: with chance `explore` 2 to N_sup, else 0."""
+    """Steps that each slot has at least [B]: with chance `explore` 2 to N_sup, else 0."""
     least = torch.randint_like(count, 2, max(N_sup, 2) + 1)
     return torch.where(torch.rand(len(count), device=count.device) < explore, least, 0)
 
@@ -336,9 +338,8 @@ def update_ema(ema, model):
     ema.puzzle_vectors = model.puzzle_vectors  # shared, not averaged
 
 
-def update_puzzle_vectors(model, ids, grads, scheduled):
+def update_puzzle_vectors(model, ids, grads, lr):
     """Sign-SGD on the puzzle embeddings in the batch, with decoupled weight decay (section 5)."""
-    lr = model.cfg.puzzle_lr * scheduled
     same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
     kept = (1 - lr * model.cfg.weight_decay) * model.puzzle_vectors[ids]
     model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()  # the same for equal ids
@@ -374,11 +375,12 @@ def train_step(model, ema, optimizer, slots, task, step):
         halting_loss = halting_loss + continue_loss(model, x, y, z, q, count >= N_sup)
     loss = (answer_loss + 0.5 * halting_loss).mean()  # 0.5 as published
     loss.backward()
-    optimizer.param_groups[0]["lr"] = cfg.lr * schedule(cfg, step)
+    share = schedule(cfg, step)
+    optimizer.param_groups[0]["lr"] = cfg.lr * share
     optimizer.step()
     optimizer.zero_grad()
     if cfg.prefix:
-        update_puzzle_vectors(model, slots["ids"], vectors.grad, schedule(cfg, step))
+        update_puzzle_vectors(model, slots["ids"], vectors.grad, cfg.puzzle_lr * share)
     update_ema(ema, model)
     least = slots["least"] if cfg.explore_once else least_steps(count, N_sup, cfg.explore)
     halted = halts(q, count, least, N_sup, cfg)
@@ -417,7 +419,7 @@ def multi_z_recursion(model, x, y, z):
 
 
 def continue_loss(model, x, y, z, q, last):
-    """HRM's loss of "continue" [B]: its target is the next step's higher q; its halt if `last`."""
+    """HRM's loss of "continue" [B]. Its target: the next step's higher q; if `last` its halt."""
     with torch.no_grad():
         _, _, q_next = deep_recursion(model, x, y, z)
         target = torch.where(last, q_next[:, 0], q_next.amax(1)).sigmoid()
@@ -440,7 +442,7 @@ def think(model, inputs, vectors, cfg):
         halt[active] = q[:, 0]
         yield answers.clone(), halt.clone()
         if cfg.early_exit:
-            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # q > 0 for HRM, too
+            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # 0: p is a half
             active, x, y, z = active[goes_on], x[goes_on], y[goes_on], z[goes_on]
             if len(active) == 0:
                 return
@@ -459,8 +461,11 @@ def attempt(model, task, puzzles, cfg):
     """Yield each step's two best answers [P, 2, L] by votes of copies, and q [P] of the first."""
     inputs, ids, undo = task.copies(puzzles.inputs.long(), puzzles.ids, cfg.augment)
     for answers, q in think(model, inputs, model.puzzle_vectors[ids], cfg):
-        answers = undo(answers).cpu().view(len(puzzles), cfg.augment, -1)
-        best = zip(*map(vote, answers, q.cpu().view(len(puzzles), -1)))
+        answers = undo(answers).view(len(puzzles), cfg.augment, -1)
+        if cfg.augment == 1:  # nothing to vote on
+            yield answers.expand(-1, 2, -1), q
+            continue
+        best = zip(*map(vote, answers.cpu(), q.cpu().view(len(puzzles), -1)))
         yield tuple(torch.stack(part).to(inputs.device) for part in best)
 
 
@@ -560,8 +565,6 @@ def load_published(weights, L=81, V=11, **changes):
     n_layers = sum("nets.0" in name and "mlp.down" in name for name in weights)
     cfg = replace(cfg, D=len(weights["y_init"]), n_layers=n_layers, mixing=mixing)
     model = TRM(replace(cfg, **changes), L, V, len(weights["puzzle_vectors"]))
-    if model.cfg.prefix == 0:
-        raise ValueError("--prefix 0: published files have a puzzle vector in 16 or, HRM's, 1")
     model.load_state_dict(weights)  # raises RuntimeError where sizes differ, naming both
     return model.eval()
 
@@ -581,13 +584,8 @@ def build(cfg, task, device, saved=None):
     if saved:
         for part in "model", "ema", "optimizer":
             getattr(run, part).load_state_dict(saved[part])
-        for weight in model.parameters() if saved["step"] > 0 else ():
-            state = run.optimizer.state[weight]  # AdamW itself does not look at shapes
-            if not state["exp_avg"].shape == state["exp_avg_sq"].shape == weight.shape:
-                raise ValueError("the optimizer's state has other shapes")
         if saved.get("slots"):
             run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
-            refill(run.slots, model, task, 1)  # only to see whether they fit
         run.step = saved["step"]
         run.rows = [dict(row) for row in saved["rows"]]
         torch.set_rng_state(saved["rng"])
@@ -670,7 +668,7 @@ def parse(argv):
 def preset(name):
     """What a preset sets of Config. Raises ValueError."""
     if name not in PRESETS:
-        raise ValueError(f"{name}: no run to --resume, no preset; they are {', '.join(PRESETS)}")
+        raise ValueError(f"{name} is no preset ({', '.join(PRESETS)}); a run goes on by --resume")
     return parse(["train", name, *PRESETS[name].split()])[1]
 
 
@@ -698,18 +696,20 @@ def open_run(args, changes, path, device):
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
             return model.cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
-        expected = ["steps", "data"] if is_training else ["N_eval", "augment", "early_exit"]
-        for name in changes:
-            if name not in expected and getattr(old, name) != getattr(cfg, name):
+        free = ["steps", "data"] if is_training else ["N_eval", "augment", "early_exit"]
+        for name in changes:  # other ones are refused, in eval told
+            if name not in free and getattr(old, name) != getattr(cfg, name):
                 told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
-                if is_training or name == "steps":
-                    raise ValueError(f"{told}: --run NEW trains with it; eval takes --N_eval")
+                if is_training:
+                    raise ValueError(f"{told}: only `train {path.parent.name} --resume` goes on")
+                if name == "steps":
+                    raise ValueError(f"{told}: steps of training; thinking longer is --N_eval")
                 print("with", told)
-        task.compare(saved["fingerprint"])
+        kind = saved["fingerprint"][0]
+        if kind != task.kind:
+            raise ValueError(f"the run is for {kind}; these are {task.kind}")
         if is_training and saved["fingerprint"] != task.fingerprint:
             raise ValueError("the training puzzles are not those that the run began with")
-        if not is_training:
-            saved["slots"] = None  # not needed here, and of training's sizes
         return cfg, task, build(cfg, task, device, saved)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit: {type(error).__name__} {error!s:.300}") from None
@@ -721,7 +721,7 @@ def run_command(args, changes, device):
     if args.command == "plot":
         runs = {}
         for name in args.name, *args.more:
-            runs[name] = data.read_rows(Path("runs", name, "log.csv"))
+            runs[name] = data.read_rows(Path("runs", name, "log.csv"), "step", "loss", "unseen")
         data.replace_file(args.svg or "curves.svg", data.curves(runs))
         return
     name = args.run or args.name
@@ -756,21 +756,21 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; training goes on with --resume or make, as saved last", file=sys.stderr)
+        print("\nstopped; train goes on with --resume or make, as saved last", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
         return 2
 
 
-# ---- Presets: flags; where one is repeated the last counts. The paper's unless fast, small, 6x6 --
+# ---- Presets: flags; the last of equal ones counts. The paper's but for small, fast and 6x6 ------
 HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
 # For a laptop: narrow, with a high learning rate that falls and a number of steps that grows.
 SMALL = "--D 64 --expansion 1.5 --multiple 16 --n 2 --T 2 --N_start 0.125 --loss softmax"
 SMALL += " --batch 64 --lr 4e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
-ATT6 = SMALL + " --size 6 --D 128 --T 1 --mixing attention --heads 4 --N_start 0"  # from 1 step
+ATT6 = SMALL + " --size 6 --D 128 --T 1 --mixing attention --heads 4 --N_start 0"  # 0: from 1
 PRESETS = {
     "sudoku": "",
     "sudoku-att": "--mixing attention",
