@@ -63,8 +63,8 @@ direct prediction | 0.0 | --mixing attention --n_layers 4 --networks 2 --n 1 --T
 endef
 export ABLATIONS
 SEED ?= 0
-RECIPE := --D 64 --heads 4 --n 2 --T 2 --batch 32 --lr 3.5e-3 --lr_final 0.3 --warmup 300 \
-  --weight_decay 0.1 --ema 0.995 --N_start 0.125 --N_eval 16 --steps 6000
+RECIPE := --D 64 --heads 4 --n 2 --T 2 --batch 32 --lr 3.5e-3 --warmup 300 --weight_decay 0.1 \
+  --ema 0.995 --N_start 0.125 --N_eval 16 --steps 3000 --save_every 1000
 
 ablations: $(READY)      ## the paper's Table 1 and 2 in small, on 6x6 Sudoku; SEED=1 for another seed
 	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... steps | head right at the end"

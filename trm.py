@@ -57,7 +57,7 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, drawn each step, to halt only after a random 2 to N_sup (2.5)
-    explore_once: bool = False  # drawn once for a puzzle, so that some stay solved; not published
+    explore_once: bool = False  # draw once for a puzzle: some stay although solved; not published
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -471,7 +471,7 @@ def attempt(model, task, puzzles, cfg):
 
 def evaluate(model, task, puzzles, cfg):
     """Score N puzzles: a dict of [N_eval, N], after each step; the two best answers [N, 2, L]."""
-    scores = {n: torch.zeros(cfg.N_eval, len(puzzles)) for n in ("exact", "solved", "head right")}
+    scores = torch.zeros(3, cfg.N_eval, len(puzzles))
     best = torch.zeros(len(puzzles), 2, task.length, dtype=torch.uint8)
     size = max(1, 4 * cfg.batch // cfg.augment)  # without gradients four times as many fit
     with torch.random.fork_rng():  # training goes on as if nobody had looked
@@ -480,12 +480,11 @@ def evaluate(model, task, puzzles, cfg):
             part = puzzles[rows]
             for step, (answers, q) in enumerate(attempt(model, task, part, cfg)):
                 exact = is_right(answers[:, 0], part.labels)
-                found = {"exact": exact, "solved": task.obeys(part, answers[:, 0])}
-                found["head right"] = exact == (q > 0)
-                for name, values in found.items():  # also for later steps, if all leave now
-                    scores[name][step:, rows] = values.float().cpu()
+                found = torch.stack([exact, task.obeys(part, answers[:, 0]), exact == (q > 0)])
+                # In the later steps, too: there may be none, if all puzzles leave now.
+                scores[:, step:, rows] = found[:, None].float().cpu()
             best[rows] = answers.byte().cpu()
-    return scores, best
+    return dict(zip(("exact", "solved", "head right"), scores)), best
 
 
 def print_evaluation(run, task, cfg, path):
@@ -722,7 +721,9 @@ def run_command(args, changes, device):
         runs = {}
         for name in args.name, *args.more:
             runs[name] = data.read_rows(Path("runs", name, "log.csv"), "step", "loss", "unseen")
-        data.replace_file(args.svg or "curves.svg", data.curves(runs))
+        svg = args.svg or "curves.svg"
+        data.replace_file(svg, data.curves(runs))
+        print(f"{svg} is drawn")
         return
     name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
