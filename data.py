@@ -111,7 +111,7 @@ def write_rows(path, rows):
 def read_rows(path, *columns):
     """The rows of a CSV file: numbers of lines and dicts of texts. Raises ValueError."""
     if not path.is_file():
-        raise ValueError(f"there is no {path}: --data has train.csv and test.csv; plot takes runs")
+        raise ValueError(f"no file {path}: --data is a folder of puzzles; plot takes names of runs")
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, restval="")
         try:

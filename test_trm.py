@@ -583,12 +583,12 @@ def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
     header, *rows = built_in("train")
     again = f"{TRAIN} --run a --data puzzles/sudoku-6x6-seed0 --resume"
     assert built_in("test") and run(again) == 0
-    refuses("train sudoku-6x6-hrm --run a --resume", "--D 128; the run has 32: only", capsys)
-    refuses(f"{again} --seed 1", "--seed 1; the run has 0", capsys)
+    refuses("train sudoku-6x6-hrm --run a --resume", "--D 128; the run has 32 and keeps", capsys)
     Path("d").symlink_to("puzzles/sudoku-6x6-seed0")
     assert run(f"{again} --data d --steps 5") == 0
     csv_file("d/train.csv", header, *rows[::-1])
-    refuses(again, "the training puzzles are not those", capsys)
+    refuses(again, "--steps 3: the run has had 5", capsys)
+    refuses(f"{again} --steps 5", "the training puzzles are not those", capsys)
     monkeypatch.chdir("runs")  # --data was named from the folder above
     assert run("eval a/checkpoint.pt") == 0
 
@@ -732,13 +732,14 @@ train sudoku-att --heads 7 | --heads 7: D 512 must divide
 train sudoku --n 0 | --n 0: must be from 1 to 1000000000
 train maze-small --size 4 | few mazes have over 10 moves: lower --min_path
 train table-small | a table needs --data DIR
-train sudoku --data nowhere | nowhere/train.csv: --data has train.csv and test.csv
+train sudoku --data nowhere | nowhere/train.csv: --data is a folder of puzzles
 FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --svg a.svg | eval takes no more words and no --svg
-eval fits --steps 64 | --steps 64; the run has 3: steps of training; thinking longer is --N_eval
+eval fits --steps 64 | --steps 64; the run has 3 and keeps it
+eval runs/fits/log.csv | log.csv is not readable as a checkpoint: File is not a zip file
 solve fits '' | 0 characters, but 36 by --size 6
-plot fits nosuch | there is no runs/nosuch/log.csv
+plot fits nosuch | no file runs/nosuch/log.csv
 """
 
 
@@ -850,7 +851,7 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
     Path("csv/train.csv").write_bytes(b"question,answer\n\xe9,\xe8")  # not the same letter
     with refused("csv/train.csv: 'utf-8' codec"):
         read_csv()
-    with refused("csv/test.csv/train.csv: --data has train.csv and"):
+    with refused("csv/test.csv/train.csv: --data is a folder"):
         read_csv(data="csv/test.csv")
     csv_file("csv/train.csv", "question,rating", ROW)
     with refused("csv/train.csv: line 1 lacks some of the columns question, answer"):
@@ -985,7 +986,6 @@ def test_arc_grids_come_back_from_every_symmetry():
     task = arc_task(arc({"t1": TASK}, {"t1": SOLUTION}))
     question = task.train.inputs[0].view(30, 30)
     assert question[:2, :4].tolist() == [[3, 4, 5, 1], [1, 1, 1, 0]]
-    assert task.train.labels.view(2, 30, 30)[0, :3, :2].tolist() == [[2, 2], [11, 10], [7, 7]]
     assert data.show(task, task.test, task.test.labels[0]) == " 7 \n 1 "
     assert data.show(task, task.test, task.train.labels[0]) == " 0*0*\n 9*8*\n 5*5*"  # too large
     assert " 4 4 \nbecomes\n 4 \n 4 \n" in task.describe(task.test)
@@ -1048,8 +1048,7 @@ def test_arc_vectors_stay_with_the_tasks_they_were_trained_for(capsys):
     command = f"{ARC_TRAIN} --data {arc({'a': TASK, 'b': TWO})} --run a"
     assert run(command) == run("eval a") == 0
     arc({"a": TWO, "b": TASK}, folder="other")
-    for flags in "--seed 1", "--augmentations 3", "--data other":
-        refuses(f"eval a {flags}", "the run is for 2 ARC tasks in 17 augmentations", capsys)
+    refuses("eval a --data other", "the run is for 2 ARC tasks in 17 augmentations", capsys)
     arc({"a": TASK})  # the file has changed since
     refuses(f"{command} --resume --steps 5", "these are 1 ARC tasks in 17 ", capsys)
 

@@ -74,7 +74,7 @@ class Config:
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
-    seed: int = 0  # of the training puzzles, weights, training, and the copies that vote
+    seed: int = 0  # of the puzzles, the weights, training, and the copies that vote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if training is faster
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next; each save writes one, too
@@ -527,12 +527,12 @@ def solve(model, task, puzzle, cfg, svg=None):
 def load(path):
     """The content of a checkpoint, a dict; code in it is not run. Raises ValueError."""
     try:
+        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         content = torch.load(path, weights_only=True, map_location="cpu")
         if "config" in content:
             content["config"] = Config(**content["config"])
         weights = content.get("ema", content)  # our average, or a published file
-        # torch.load itself does not look at the checksums.
-        if zipfile.ZipFile(path).testzip() or not all(w.isfinite().all() for w in weights.values()):
+        if damaged or not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("it is damaged, or has weights that are not finite")
         return content
     except Exception as error:  # files are damaged in many ways
@@ -644,7 +644,9 @@ def train(cfg, task, run, path):
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
     """The command line, and what it sets of Config: every field is a flag. Raises ValueError."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, epilog=inspect.getsource(Config))
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, epilog=inspect.getsource(Config).split("    def ")[0]
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=["train", "eval", "solve", "plot"])
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
@@ -681,6 +683,13 @@ def open_run(args, changes, path, device):
     if saved and is_training and args.run:  # then `name` is a preset, and the run must be of it
         changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
+    free = "steps data" if is_training else "N_eval augment early_exit data test_size n T dtype"
+    for name in changes if saved and "config" in saved else ():
+        if getattr(old, name) != getattr(cfg, name):
+            told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
+            if name not in free.split():
+                raise ValueError(f"{told} and keeps it: --run NEW trains another")
+            print("with", told)
     if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
         if device.type == "cuda":
@@ -695,18 +704,10 @@ def open_run(args, changes, path, device):
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
             return model.cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
-        free = ["steps", "data"] if is_training else ["N_eval", "augment", "early_exit"]
-        for name in changes:  # other ones are refused, in eval told
-            if name not in free and getattr(old, name) != getattr(cfg, name):
-                told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
-                if is_training:
-                    raise ValueError(f"{told}: only `train {path.parent.name} --resume` goes on")
-                if name == "steps":
-                    raise ValueError(f"{told}: steps of training; thinking longer is --N_eval")
-                print("with", told)
-        kind = saved["fingerprint"][0]
-        if kind != task.kind:
-            raise ValueError(f"the run is for {kind}; these are {task.kind}")
+        if is_training and cfg.steps < saved["step"]:
+            raise ValueError(f"--steps {cfg.steps}: the run has had {saved['step']}")
+        if saved["fingerprint"][0] != task.kind:
+            raise ValueError(f"the run is for {saved['fingerprint'][0]}; these are {task.kind}")
         if is_training and saved["fingerprint"] != task.fingerprint:
             raise ValueError("the training puzzles are not those that the run began with")
         return cfg, task, build(cfg, task, device, saved)
@@ -721,9 +722,8 @@ def run_command(args, changes, device):
         runs = {}
         for name in args.name, *args.more:
             runs[name] = data.read_rows(Path("runs", name, "log.csv"), "step", "loss", "unseen")
-        svg = args.svg or "curves.svg"
-        data.replace_file(svg, data.curves(runs))
-        print(f"{svg} is drawn")
+        data.replace_file(args.svg or "curves.svg", data.curves(runs))
+        print(f"drawn: {args.svg or 'curves.svg'}")
         return
     name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
