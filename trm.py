@@ -462,11 +462,10 @@ def attempt(model, task, puzzles, cfg):
     inputs, ids, undo = task.copies(puzzles.inputs.long(), puzzles.ids, cfg.augment)
     for answers, q in think(model, inputs, model.puzzle_vectors[ids], cfg):
         answers = undo(answers).view(len(puzzles), cfg.augment, -1)
-        if cfg.augment == 1:  # nothing to vote on
-            yield answers.expand(-1, 2, -1), q
-            continue
-        best = zip(*map(vote, answers.cpu(), q.cpu().view(len(puzzles), -1)))
-        yield tuple(torch.stack(part).to(inputs.device) for part in best)
+        if cfg.augment > 1:
+            best = zip(*map(vote, answers.cpu(), q.cpu().view(len(puzzles), -1)))
+            answers, q = (torch.stack(part).to(inputs.device) for part in best)
+        yield answers.expand(-1, 2, -1), q
 
 
 def evaluate(model, task, puzzles, cfg):
@@ -683,7 +682,9 @@ def open_run(args, changes, path, device):
     if saved and is_training and args.run:  # then `name` is a preset, and the run must be of it
         changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
-    free = "steps data" if is_training else "N_eval augment early_exit data test_size n T dtype"
+    free = "N_eval early_exit augment batch dtype data test_size n T"
+    if is_training:
+        free = "steps data"
     for name in changes if saved and "config" in saved else ():
         if getattr(old, name) != getattr(cfg, name):
             told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
