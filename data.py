@@ -42,7 +42,7 @@ class Puzzles:
 
 
 class Task:
-    """A family of puzzles: length L, side, vocab V, letters [V], train, test; and see Grids."""
+    """A family of puzzles: length L, side, vocab V, letters [V], and what Grids adds to these."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
     kind = ""  # what a model must have been made for, in words
@@ -409,9 +409,9 @@ class Table(Grids):
             for _, row in read_rows(Path(cfg.data, f"{split}.csv"), "question", "answer"):
                 texts += row["question"], row["answer"]
         letters = sorted(set("".join(texts)))
-        if len(letters) > 255 or not "".join(letters).isprintable():
-            raise ValueError(f"{cfg.data}: at most 255 letters, no line breaks or tabs")
-        super().__init__(cfg, device, "?" + "".join(letters), length=len("".join(texts[:1])) or 1)
+        if not 0 < len(letters) < 256 or not "".join(letters).isprintable():
+            raise ValueError(f"{cfg.data}: it needs 1 to 255 letters, no line breaks or tabs")
+        super().__init__(cfg, device, "?" + "".join(letters), length=len(texts[0]) or 1)
 
 
 # ---- ARC-AGI -------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ def frame(grids, down, right, side):
 def crop(frames, side):
     """The grids [B, L], 0 around: the largest rectangle at the top left without mark or padding."""
     frames = frames.view(-1, side, side)
-    whole = (frames > 1).int().cummin(1).values.cummin(2).values  # is all from the corner a grid?
+    whole = (frames > 1).int().cummin(1).values.cummin(2).values  # 1: all from the corner is grid
     line = torch.arange(1, side + 1, device=frames.device)
     corner = (whole * line[:, None] * line).flatten(1).argmax(1)[:, None, None]  # its last cell
     inside = (line[:, None] <= corner // side + 1) & (line <= corner % side + 1) & (frames > 1)
@@ -670,9 +670,10 @@ def search(boards, at_random=False):
         chosen = torch.full_like(answers[:, 0], -1)  # [N], a row of `top`, -1: none
         chosen = chosen.scatter_reduce(0, who[solved], solved.nonzero()[:, 0], "amax")
         answers[chosen >= 0] = top[chosen[chosen >= 0]].int().argmax(1) + 1
-        guessing = alive & ~moved & ~solved  # where nothing moves, it is the digit, or it is not
+        guessing = alive & ~moved & ~solved
         is_digit, others = guess(new[guessing], at_random)
         again = alive & moved
+        # The end of the stack is searched first: the guessed digit, and later the board without it.
         stack = torch.cat([stack, new[guessing] & ~is_digit, new[again], new[guessing] & ~others])
         owner = torch.cat([owner, who[guessing], who[again], who[guessing]])
     return answers
@@ -790,11 +791,12 @@ def film(task, puzzle, steps):
     return SVG.format(min(len(steps) + 1, 5) * width, bottom + 20, "\n".join(out))
 
 
-def curves(runs):
-    """An SVG of the rows of log.csv by run: % of unseen puzzles right, and loss, over steps.
+def curves(names):
+    """An SVG of the log.csv of runs: % of unseen puzzles right, and loss. Raises ValueError.
 
     NAME-seed0, NAME-seed1, ... are thin lines, and their mean, where all have a value, a thick one.
     """
+    runs = {n: read_rows(Path("runs", n, "log.csv"), "step", "loss", "unseen") for n in names}
     last = max([float(row["step"]) for rows in runs.values() for _, row in rows], default=1)
     out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
     parts = (30, "unseen", "unseen puzzles right, %", 100), (270, "loss", "loss", 0.1)
@@ -814,7 +816,8 @@ def curves(runs):
             style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}" stroke-width='
             steps = [step for step in seeds[0] if all(step in line for line in seeds)]
             mean = {step: np.mean([line[step] for line in seeds]) for step in steps}
-            for width, line in *((0.5, line) for line in seeds), (2, mean):
+            thin = [(0.5, line) for line in seeds]
+            for width, line in [*thin, (2, mean)]:
                 points = [
                     f"{50 + 500 * step / last:.1f},{top + 190 * (1 - value / highest):.1f}"
                     for step, value in line.items()

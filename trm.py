@@ -6,7 +6,6 @@ Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hid
 """
 
 import argparse
-import contextlib
 import copy
 import inspect
 import io
@@ -56,12 +55,12 @@ class Config:
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
-    explore: float = 0.1  # chance, drawn each step, to halt only after a random 2 to N_sup (2.5)
-    explore_once: bool = False  # draw once for a puzzle: some stay although solved; not published
+    explore: float = 0.1  # chance, drawn each step, not to halt before a random step, 2 to N_sup
+    explore_once: bool = False  # draw it once for a puzzle, not at each step; not in the paper
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
-    # The optimizer (section 5)
+    # The optimizer (the paper's appendix)
     steps: int = 65_000  # optimizer steps
     batch: int = 768  # puzzles in a step
     lr: float = 1e-4  # learning rate of AdamW
@@ -74,8 +73,8 @@ class Config:
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
-    seed: int = 0  # of the puzzles, the weights, training, and the copies that vote
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if training is faster
+    seed: int = 0  # of training puzzles, weights, training and, in eval, copies that vote
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it trains faster
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next; each save writes one, too
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
@@ -89,7 +88,7 @@ class Config:
             choices = data.TASKS if name == "task" else get_args(Config.__annotations__[name])
             if choices and value not in choices:
                 raise ValueError(f"--{name} {value}: must be one of {', '.join(choices)}")
-            low = int(kind is int and name not in may_be_0)
+            low = 1 if kind is int and name not in may_be_0 else 0
             high = highest.get(name, 10**9)
             if kind in (int, float) and not low <= kind(value) <= high:
                 raise ValueError(f"--{name} {value}: must be from {low} to {high}")
@@ -122,7 +121,7 @@ def norm(h, dim):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or over the positions (dim 0)."""
+    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or the positions (dim 0)."""
 
     def __init__(self, width, dim, cfg):
         super().__init__()
@@ -179,7 +178,7 @@ class Block(nn.Module):
         super().__init__()
         self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
-        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # as published: norm over positions, too
+        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # of the norm, as published
 
     def forward(self, h):  # [B, S, D]
         h = norm(h + self.mix(h), self.mixed_dim)
@@ -256,7 +255,7 @@ def deep_recursion(model, x, y, z):
     return (y.detach(), z.detach()), logits, q  # cut again: the next step starts from here
 
 
-# ---- The losses (sections 2.5 and 4.6) -----------------------------------------------------------
+# ---- The losses (Figure 3; of halting: sections 2.5 and 4.6) -------------------------------------
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
@@ -289,16 +288,15 @@ def losses(logits, q, labels, kind):
 # Figure 3 thinks N_sup times about one batch. As in the published code, a batch is here a row of
 # slots, each with a puzzle (inputs and labels [B, L], ids [B]), its (y, z) and the count [B] of its
 # supervision steps. A slot that halts gets a new puzzle at the next step: the batch is always full.
-def refill(slots, model, task, N_sup):
-    """The slots, by name, with new puzzles where they have halted, at first all; see `check`."""
+def refill(slots, model, task, limit):
+    """The slots, by name: new puzzles where they have halted; at first all new, and checked."""
     inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
     if model.cfg.explore_once:
-        fresh["least"] = least_steps(fresh["count"], N_sup, model.cfg.explore)
-    if slots is None or inputs.is_cpu:  # on a GPU only the first batch: checking waits for it
-        check(inputs, labels, model)
+        fresh["least"] = least_steps(fresh["count"], limit, model.cfg.explore)
     if slots is None:
+        check(inputs, labels, model)
         return fresh
     for name, new in fresh.items():
         halted = slots["halted"].view(-1, *[1] * (new.dim() - 1))  # [B, 1, ...], as `new` has
@@ -314,20 +312,18 @@ def check(inputs, labels, model):
             raise ValueError(f"{name}: {part.dtype} {[*part.shape]} must be torch.int64 {shape}")
         if part.min() < 0 or part.max() >= V:
             raise ValueError(f"{name}: tokens must be from 0 to {V - 1}")
-    if not labels.any():
-        raise ValueError("labels: all are 0, which is not scored; your own tokens start at 1")
 
 
-def least_steps(count, N_sup, explore):
-    """Steps that each slot has at least [B]: with chance `explore` 2 to N_sup, else 0."""
-    least = torch.randint_like(count, 2, max(N_sup, 2) + 1)
+def least_steps(count, limit, explore):
+    """Steps that each slot has at least [B]: with chance `explore` 2 to limit, else 0."""
+    least = torch.randint_like(count, 2, max(limit, 2) + 1)
     return torch.where(torch.rand(len(count), device=count.device) < explore, least, 0)
 
 
-def halts(q, count, least, N_sup, cfg):
-    """Which slots halt [B]: at N_sup, or when the head is sure and `least` is reached."""
+def halts(q, count, least, limit, cfg):
+    """Which slots halt [B]: at the limit, or when the head is sure and `least` is reached."""
     sure = q[:, 0] > q[:, 1] if cfg.q_learning else q[:, 0] > 0  # HRM: is halting worth more?
-    return (count >= N_sup) | (sure & (count >= least))
+    return (count >= limit) | (sure & (count >= least))
 
 
 @torch.no_grad()
@@ -339,10 +335,10 @@ def update_ema(ema, model):
 
 
 def update_puzzle_vectors(model, ids, grads, lr):
-    """Sign-SGD on the puzzle embeddings in the batch, with decoupled weight decay (section 5)."""
+    """Sign-SGD, as published, on the embeddings in the batch, with decoupled weight decay."""
     same = (ids[:, None] == ids).float()  # [B, B]: gradients of one identity add up
     kept = (1 - lr * model.cfg.weight_decay) * model.puzzle_vectors[ids]
-    model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()  # the same for equal ids
+    model.puzzle_vectors[ids] = kept - lr * (same @ grads).sign()  # equal ids write the same
 
 
 def schedule(cfg, step):
@@ -352,19 +348,16 @@ def schedule(cfg, step):
 
 
 def most_steps(cfg, step):
-    """N_sup, growing from the share N_start of it, by a constant factor each step; at least 1."""
+    """The limit of supervision steps: N_sup, or growing to it from the share N_start of it."""
     share = max(cfg.N_start, 1 / cfg.N_sup) ** max(0, 1 - step / cfg.steps)
     return round(cfg.N_sup * share)
 
 
 def train_step(model, ema, optimizer, slots, task, step):
-    """The body of Figure 3's loop over N_sup: each slot thinks once, the optimizer steps once.
-
-    Returns the slots, and the means of the batch by name (tensors: nothing waits for the device).
-    """
+    """The body of Figure 3's loop: each slot thinks once. Returns the slots, and means by name."""
     cfg = model.cfg
-    N_sup = most_steps(cfg, step)
-    slots = refill(slots, model, task, N_sup)
+    limit = most_steps(cfg, step)  # N_sup, or less at first
+    slots = refill(slots, model, task, limit)
     count = slots["count"] + 1
     # A copy of the puzzles' vectors [B, D]; a leaf, so that it has a .grad of its own.
     vectors = model.puzzle_vectors[slots["ids"]].requires_grad_()
@@ -372,7 +365,7 @@ def train_step(model, ema, optimizer, slots, task, step):
     (y, z), logits, q = deep_recursion(model, x, slots["y"], slots["z"])
     answer_loss, halting_loss, right = losses(logits, q, slots["labels"], cfg.loss)
     if cfg.q_learning:
-        halting_loss = halting_loss + continue_loss(model, x, y, z, q, count >= N_sup)
+        halting_loss = halting_loss + continue_loss(model, x, y, z, q, count >= limit)
     loss = (answer_loss + 0.5 * halting_loss).mean()  # 0.5 as published
     loss.backward()
     share = schedule(cfg, step)
@@ -382,8 +375,8 @@ def train_step(model, ema, optimizer, slots, task, step):
     if cfg.prefix:
         update_puzzle_vectors(model, slots["ids"], vectors.grad, cfg.puzzle_lr * share)
     update_ema(ema, model)
-    least = slots["least"] if cfg.explore_once else least_steps(count, N_sup, cfg.explore)
-    halted = halts(q, count, least, N_sup, cfg)
+    least = slots["least"] if cfg.explore_once else least_steps(count, limit, cfg.explore)
+    halted = halts(q, count, least, limit, cfg)
     slots.update(y=y, z=z, count=count, halted=halted)
     report = {"loss": loss, "answer loss": answer_loss, "halting loss": halting_loss}
     report |= {"slots right": right, "slots halted": halted}
@@ -419,7 +412,7 @@ def multi_z_recursion(model, x, y, z):
 
 
 def continue_loss(model, x, y, z, q, last):
-    """HRM's loss of "continue" [B]. Its target: the next step's higher q; if `last` its halt."""
+    """HRM's loss of "continue" [B]; its target: the next step's higher q, or if `last` its halt."""
     with torch.no_grad():
         _, _, q_next = deep_recursion(model, x, y, z)
         target = torch.where(last, q_next[:, 0], q_next.amax(1)).sigmoid()
@@ -442,7 +435,7 @@ def think(model, inputs, vectors, cfg):
         halt[active] = q[:, 0]
         yield answers.clone(), halt.clone()
         if cfg.early_exit:
-            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # 0: p is a half
+            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # for HRM, too
             active, x, y, z = active[goes_on], x[goes_on], y[goes_on], z[goes_on]
             if len(active) == 0:
                 return
@@ -451,7 +444,7 @@ def think(model, inputs, vectors, cfg):
 def vote(answers, q):
     """The two answers [2, L] that most copies [C, L] have; the highest q of a copy of the first."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
-    # A copy has one vote; among equals the sum of the halting probabilities decides.
+    # A copy is a vote; halting probabilities, less than half a vote in all, decide among equals.
     votes = torch.zeros(len(distinct)).index_add(0, which, 1 + q.sigmoid() / (2 * len(q)))
     order = votes.argsort(descending=True)[:2]  # twice the same where all copies agree
     return distinct[order[[0, -1]]], q[which == order[0]].max()
@@ -463,8 +456,9 @@ def attempt(model, task, puzzles, cfg):
     for answers, q in think(model, inputs, model.puzzle_vectors[ids], cfg):
         answers = undo(answers).view(len(puzzles), cfg.augment, -1)
         if cfg.augment > 1:
-            best = zip(*map(vote, answers.cpu(), q.cpu().view(len(puzzles), -1)))
-            answers, q = (torch.stack(part).to(inputs.device) for part in best)
+            copies = zip(answers.cpu(), q.cpu().view(len(puzzles), -1))  # of each puzzle
+            best = [vote(*pair) for pair in copies]
+            answers, q = (torch.stack(part).to(inputs.device) for part in zip(*best))
         yield answers.expand(-1, 2, -1), q
 
 
@@ -489,13 +483,13 @@ def evaluate(model, task, puzzles, cfg):
 def print_evaluation(run, task, cfg, path):
     """Print the scores after 1, 2, 4, ... supervision steps; add them to eval.csv beside `path`."""
     scores, best = evaluate(run.ema, task, task.test, cfg)
-    asked = {"run": path, "step": run.step, "puzzles": len(task.test), **task.report(best)}
-    told = f"N_eval {cfg.N_eval}, early_exit {cfg.early_exit}, augment {cfg.augment}"
-    print("\n" + ", ".join(f"{name} {value}" for name, value in asked.items()), told, sep=", ")
+    asked = {"run": path, "step": run.step, "puzzles": len(task.test), "N_eval": cfg.N_eval}
+    asked |= {"early_exit": cfg.early_exit, "augment": cfg.augment, **task.report(best)}
+    print("\n" + ", ".join(f"{name} {value}" for name, value in asked.items()))
     print("after step  % exact  % solved  % head right")
     rows = []
     for after in range(1, cfg.N_eval + 1):
-        if after.bit_count() == 1 or after == cfg.N_eval:
+        if after.bit_count() == 1 or after == cfg.N_eval:  # a power of 2, or the last
             means = {name: f"{100 * part[after - 1].mean():.1f}" for name, part in scores.items()}
             print("{:10}  {:>7}  {:>8}  {:>12}".format(after, *means.values()))
             rows.append({**asked, "after step": after, **means, **vars(cfg)})
@@ -552,11 +546,9 @@ PUBLISHED_NAMES = {  # regular expressions
 
 
 def load_published(weights, L=81, V=11, **changes):
-    """A TRM of published weights; n, T, heads, prefix: Sudoku's or `changes`. Raises ValueError."""
+    """A TRM of published weights; n, T, heads, prefix: Sudoku's or `changes`. Errors: KeyError."""
     for theirs, ours in PUBLISHED_NAMES.items():
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
-    if not {"y_init", "puzzle_vectors", "nets.0.0.mlp.down.weight"} <= weights.keys():
-        raise ValueError("neither a checkpoint of trm.py nor one of the published code")
     is_hrm = "nets.1.0.mlp.down.weight" in weights
     cfg = Config(**preset("sudoku-hrm")) if is_hrm else Config(prefix=16)
     mixing = "mlp" if "nets.0.0.mix.down.weight" in weights else "attention"
@@ -569,7 +561,7 @@ def load_published(weights, L=81, V=11, **changes):
 
 # ---- Training ------------------------------------------------------------------------------------
 def build(cfg, task, device, saved=None):
-    """A run: model, average, optimizer, slots, log; new, or as saved, to go on bit for bit."""
+    """A run: model, average, optimizer, slots, log; new, or as saved."""
     torch.manual_seed(cfg.seed)
     model = TRM(cfg, task.length, task.vocab, task.identities).to(device)
     run = SimpleNamespace(model=model, slots=None, step=0, rows=[])
@@ -582,7 +574,7 @@ def build(cfg, task, device, saved=None):
     if saved:
         for part in "model", "ema", "optimizer":
             getattr(run, part).load_state_dict(saved[part])
-        if saved.get("slots"):
+        if saved["slots"]:
             run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
         run.step = saved["step"]
         run.rows = [dict(row) for row in saved["rows"]]
@@ -626,16 +618,17 @@ def train(cfg, task, run, path):
         if not math.isfinite(means["loss"]):
             raise ValueError(f"the loss is {means['loss']} at step {run.step}: lower --lr")
         rate = (run.step - timed) / (time.perf_counter() - began)  # 0: not known yet
-        row = {"step": run.step, **means, "unseen": "", "steps/s": rate or ""}
+        row = {"step": run.step, **means}
+        if rate:
+            row["steps/s"] = rate
+            row["minutes left"] = (cfg.steps - run.step) / rate / 60
         run.rows.append(row)
         if saves:
-            look = replace(cfg, augment=1, N_eval=cfg.N_sup)  # as in the paper
+            look = replace(cfg, augment=1, N_eval=cfg.N_sup)  # quick: some puzzles, no votes
             scores, _ = evaluate(run.ema, task, task.test[:256], look)
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
             save(path, cfg, run)
-        told = [f"{name} {value:.3g}" for name, value in row.items() if value != ""]
-        if rate:
-            told.append(f"minutes left {(cfg.steps - run.step) / rate / 60:.3g}")
+        told = [f"{name} {value:.3g}" for name, value in row.items()]
         print(f"step {run.step} of {cfg.steps}", *told[1:], sep="  ", flush=True)
         reports, began, timed = [], time.perf_counter(), run.step
 
@@ -643,9 +636,8 @@ def train(cfg, task, run, path):
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
 def parse(argv):
     """The command line, and what it sets of Config: every field is a flag. Raises ValueError."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, epilog=inspect.getsource(Config).split("    def ")[0]
-    )
+    settings = inspect.getsource(Config).split("    def ")[0]
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False, epilog=settings)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=["train", "eval", "solve", "plot"])
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
@@ -655,10 +647,10 @@ def parse(argv):
     parser.add_argument("--overwrite", action="store_true", help="train: or else replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
-        kind = {"type": type(default)}
+        options = {"type": type(default)}
         if type(default) is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **kind)
+            options = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **options)
     args = parser.parse_intermixed_args(argv)
     if args.command in ("train", "eval") and (args.more or args.svg):
         raise ValueError(f"{args.command} takes no more words and no --svg; solve and plot do")
@@ -672,25 +664,33 @@ def preset(name):
     return parse(["train", name, *PRESETS[name].split()])[1]
 
 
+def configure(args, changes, saved):
+    """The Config: a preset's, or a run's, with changes, which are told. Raises ValueError."""
+    if saved is None:
+        return Config(**{**preset(args.name), **changes})
+    is_training = args.command == "train"
+    old = saved.get("config", Config())
+    if is_training and args.run:  # then `name` is a preset, and the run must be of it
+        changes = {**preset(args.name), "steps": old.steps, **changes}
+    cfg = replace(old, **changes)
+    for name in changes if "config" in saved else ():
+        if getattr(old, name) != getattr(cfg, name):
+            told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
+            if is_training and name not in ("steps", "data"):
+                raise ValueError(f"{told} and keeps it: --run NEW trains another")
+            print("with", told)
+    return cfg
+
+
 def open_run(args, changes, path, device):
     """Config, task and run: of a preset, a checkpoint or a published file. Raises ValueError."""
     is_training = args.command == "train"
-    if is_training and path.exists() and not args.resume and not args.overwrite:
+    saved = None
+    if path.exists() and (args.resume or not is_training):
+        saved = load(path)
+    elif path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
-    saved = load(path) if not is_training or args.resume and path.exists() else None
-    old = saved.get("config", Config()) if saved else Config(**preset(args.name))
-    if saved and is_training and args.run:  # then `name` is a preset, and the run must be of it
-        changes = {**preset(args.name), "steps": old.steps, **changes}
-    cfg = replace(old, **changes)
-    free = "N_eval early_exit augment batch dtype data test_size n T"
-    if is_training:
-        free = "steps data"
-    for name in changes if saved and "config" in saved else ():
-        if getattr(old, name) != getattr(cfg, name):
-            told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
-            if name not in free.split():
-                raise ValueError(f"{told} and keeps it: --run NEW trains another")
-            print("with", told)
+    cfg = configure(args, changes, saved)
     if cfg.dtype == "auto" and is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
         if device.type == "cuda":
@@ -704,7 +704,8 @@ def open_run(args, changes, path, device):
             if is_training or task.identities > 1:
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
-            return model.cfg, task, SimpleNamespace(ema=model.to(device), step=None, fingerprint=[])
+            run = SimpleNamespace(ema=model.to(device), step="unknown", fingerprint=[])
+            return model.cfg, task, run
         if is_training and cfg.steps < saved["step"]:
             raise ValueError(f"--steps {cfg.steps}: the run has had {saved['step']}")
         if saved["fingerprint"][0] != task.kind:
@@ -718,36 +719,34 @@ def open_run(args, changes, path, device):
 
 def run_command(args, changes, device):
     """Train, evaluate, solve or plot. Raises ValueError."""
-    is_training = args.command == "train"
     if args.command == "plot":
-        runs = {}
-        for name in args.name, *args.more:
-            runs[name] = data.read_rows(Path("runs", name, "log.csv"), "step", "loss", "unseen")
-        data.replace_file(args.svg or "curves.svg", data.curves(runs))
-        print(f"drawn: {args.svg or 'curves.svg'}")
+        svg = args.svg or "curves.svg"
+        data.replace_file(svg, data.curves([args.name, *args.more]))
+        print(f"drawn: {svg}")
         return
+    is_training = args.command == "train"
     name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
-    if not is_training and not path.exists():
+    if is_training:
+        held = data.lock(path.parent)  # until this function ends
+    elif not path.exists():
         path = Path(name)  # a file, ours or a published one
         if not path.is_file():
-            runs = ", ".join(sorted(p.parts[1] for p in Path("runs").glob("*/checkpoint.pt")))
-            raise ValueError(f"no run {name!r}: train it first; there are: {runs or 'none'}")
-    with data.lock(path.parent) if is_training else contextlib.nullcontext():
-        cfg, task, run = open_run(args, changes, path, device)
-        if args.command != "solve":
-            task.tell_leaks(run.fingerprint)
-        if is_training:
-            told = f"{cfg.task}: {len(task.train)} training and {len(task.test)} unseen puzzles"
-            print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
-            train(cfg, task, run, path)
-        if args.command != "solve":
-            print_evaluation(run, task, cfg, path)
+            raise ValueError(f"no run in runs/, and no file, is named {name!r}: train it first")
+    cfg, task, run = open_run(args, changes, path, device)
+    if args.command != "solve":
+        task.tell_leaks(run.fingerprint)
+    if is_training:
+        told = f"{cfg.task}: {len(task.train)} training and {len(task.test)} unseen puzzles"
+        print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
+        train(cfg, task, run, path)
+    if args.command != "solve":
+        print_evaluation(run, task, cfg, path)
     if args.command != "eval":
         if args.more:
             puzzle = task.parse(" ".join(args.more))
-        else:  # a random one
-            puzzle = task.test[[0 if is_training else torch.seed() % len(task.test)]]
+        else:  # any of them
+            puzzle = task.test[[0 if is_training else time.time_ns() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
 
 
@@ -758,7 +757,7 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; train goes on with --resume or make, as saved last", file=sys.stderr)
+        print("\nstopped; a run goes on from its last save by --resume or make", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
@@ -769,7 +768,7 @@ def main(argv=None):
 HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
-# For a laptop: narrow, with a high learning rate that falls and a number of steps that grows.
+# For a laptop: narrow, with a high learning rate that falls and an N_sup that grows.
 SMALL = "--D 64 --expansion 1.5 --multiple 16 --n 2 --T 2 --N_start 0.125 --loss softmax"
 SMALL += " --batch 64 --lr 4e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
 ATT6 = SMALL + " --size 6 --D 128 --T 1 --mixing attention --heads 4 --N_start 0"  # 0: from 1
