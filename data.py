@@ -42,7 +42,7 @@ class Puzzles:
 
 
 class Task:
-    """A family of puzzles: length L, side, vocab V, letters [V], and what Grids adds to these."""
+    """A family of puzzles: length L, side, vocab V, letters [V], train, test, copies; see Grids."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
     kind = ""  # what a model must have been made for, in words
@@ -410,7 +410,7 @@ class Table(Grids):
                 texts += row["question"], row["answer"]
         letters = sorted(set("".join(texts)))
         if not 0 < len(letters) < 256 or not "".join(letters).isprintable():
-            raise ValueError(f"{cfg.data}: it needs 1 to 255 letters, no line breaks or tabs")
+            raise ValueError(f"{cfg.data}: 1 to 255 different characters, no line breaks or tabs")
         super().__init__(cfg, device, "?" + "".join(letters), length=len(texts[0]) or 1)
 
 

@@ -10,7 +10,6 @@ import copy
 import inspect
 import io
 import math
-import os
 import re
 import sys
 import time
@@ -56,7 +55,7 @@ class Config:
     N_sup: int = 16  # supervision steps on one puzzle, at most
     N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
     explore: float = 0.1  # chance, drawn each step, not to halt before a random step, 2 to N_sup
-    explore_once: bool = False  # draw it once for a puzzle, not at each step; not in the paper
+    explore_once: bool = False  # draw this once for a puzzle, not at each step; not in the paper
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
     recursion: Literal["latent", "one_step", "single_z", "multi_z"] = "latent"  # TRM; HRM; Table 2
     q_learning: bool = False  # HRM's halting, with a second forward pass (section 2.5)
@@ -82,7 +81,7 @@ class Config:
     def __post_init__(self):
         may_be_0 = "train_size test_size min_path augmentations prefix seed".split()
         highest = {"N_start": 1, "explore": 1, "lr_final": 1, "ema": 1, "networks": 2}
-        self.data = self.data and os.path.abspath(self.data)
+        self.data = self.data and str(Path(self.data).absolute())
         for name, value in vars(self).items():
             kind = type(getattr(Config, name))
             choices = data.TASKS if name == "task" else get_args(Config.__annotations__[name])
@@ -255,7 +254,7 @@ def deep_recursion(model, x, y, z):
     return (y.detach(), z.detach()), logits, q  # cut again: the next step starts from here
 
 
-# ---- The losses (Figure 3; of halting: sections 2.5 and 4.6) -------------------------------------
+# ---- The losses (Figure 3; for halting, sections 2.5 and 4.6) ------------------------------------
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
@@ -435,7 +434,7 @@ def think(model, inputs, vectors, cfg):
         halt[active] = q[:, 0]
         yield answers.clone(), halt.clone()
         if cfg.early_exit:
-            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # for HRM, too
+            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # p at most 1/2
             active, x, y, z = active[goes_on], x[goes_on], y[goes_on], z[goes_on]
             if len(active) == 0:
                 return
@@ -546,7 +545,7 @@ PUBLISHED_NAMES = {  # regular expressions
 
 
 def load_published(weights, L=81, V=11, **changes):
-    """A TRM of published weights; n, T, heads, prefix: Sudoku's or `changes`. Errors: KeyError."""
+    """A TRM of published weights; n, T, heads, prefix: Sudoku's or `changes`. See open_run."""
     for theirs, ours in PUBLISHED_NAMES.items():
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     is_hrm = "nets.1.0.mlp.down.weight" in weights
@@ -577,7 +576,7 @@ def build(cfg, task, device, saved=None):
         if saved["slots"]:
             run.slots = {name: part.to(device) for name, part in saved["slots"].items()}
         run.step = saved["step"]
-        run.rows = [dict(row) for row in saved["rows"]]
+        run.rows = saved["rows"]
         torch.set_rng_state(saved["rng"])
         torch.cuda.set_rng_state_all(saved["cuda_rng"][: torch.cuda.device_count()])
     return run
@@ -624,7 +623,7 @@ def train(cfg, task, run, path):
             row["minutes left"] = (cfg.steps - run.step) / rate / 60
         run.rows.append(row)
         if saves:
-            look = replace(cfg, augment=1, N_eval=cfg.N_sup)  # quick: some puzzles, no votes
+            look = replace(cfg, augment=1, N_eval=cfg.N_sup)  # as in the paper; no votes
             scores, _ = evaluate(run.ema, task, task.test[:256], look)
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
             save(path, cfg, run)
@@ -641,17 +640,17 @@ def parse(argv):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=["train", "eval", "solve", "plot"])
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
-    parser.add_argument("more", nargs="*", help="solve: a puzzle or an ARC task; plot: more runs")
+    parser.add_argument("more", nargs="*", default=[], help="solve: a puzzle; plot: more runs")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
     parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
-    parser.add_argument("--overwrite", action="store_true", help="train: or else replace the run")
+    parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
-        options = {"type": type(default)}
-        if type(default) is bool:
-            options = {"action": argparse.BooleanOptionalAction}
+        is_flag = type(default) is bool
+        options = {"action": argparse.BooleanOptionalAction} if is_flag else {"type": type(default)}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **options)
     args = parser.parse_intermixed_args(argv)
+    args.is_training = args.command == "train"
     if args.command in ("train", "eval") and (args.more or args.svg):
         raise ValueError(f"{args.command} takes no more words and no --svg; solve and plot do")
     return args, {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
@@ -665,18 +664,20 @@ def preset(name):
 
 
 def configure(args, changes, saved):
-    """The Config: a preset's, or a run's, with changes, which are told. Raises ValueError."""
+    """A preset's or a run's Config with changes; those of a run are told. Raises ValueError."""
     if saved is None:
         return Config(**{**preset(args.name), **changes})
-    is_training = args.command == "train"
     old = saved.get("config", Config())
-    if is_training and args.run:  # then `name` is a preset, and the run must be of it
+    if args.is_training and args.run:  # then `name` is a preset, and the run must be of it
         changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
+    free = "N_eval early_exit augment batch dtype data test_size n T"
+    if args.is_training:
+        free = "steps data"
     for name in changes if "config" in saved else ():
         if getattr(old, name) != getattr(cfg, name):
             told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
-            if is_training and name not in ("steps", "data"):
+            if name not in free.split():
                 raise ValueError(f"{told} and keeps it: --run NEW trains another")
             print("with", told)
     return cfg
@@ -684,14 +685,13 @@ def configure(args, changes, saved):
 
 def open_run(args, changes, path, device):
     """Config, task and run: of a preset, a checkpoint or a published file. Raises ValueError."""
-    is_training = args.command == "train"
     saved = None
-    if path.exists() and (args.resume or not is_training):
+    if path.exists() and (args.resume or not args.is_training):
         saved = load(path)
     elif path.exists() and not args.overwrite:
         raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
     cfg = configure(args, changes, saved)
-    if cfg.dtype == "auto" and is_training:
+    if cfg.dtype == "auto" and args.is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
         if device.type == "cuda":
             is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -701,20 +701,21 @@ def open_run(args, changes, path, device):
         return cfg, task, build(cfg, task, device)
     try:
         if "config" not in saved:
-            if is_training or task.identities > 1:
+            if args.is_training or task.identities > 1:
                 raise ValueError("a published file can be evaluated (not for ARC), not trained")
             model = load_published(saved, task.length, task.vocab, **changes)
             run = SimpleNamespace(ema=model.to(device), step="unknown", fingerprint=[])
             return model.cfg, task, run
-        if is_training and cfg.steps < saved["step"]:
+        if args.is_training and cfg.steps < saved["step"]:
             raise ValueError(f"--steps {cfg.steps}: the run has had {saved['step']}")
         if saved["fingerprint"][0] != task.kind:
             raise ValueError(f"the run is for {saved['fingerprint'][0]}; these are {task.kind}")
-        if is_training and saved["fingerprint"] != task.fingerprint:
+        if args.is_training and saved["fingerprint"] != task.fingerprint:
             raise ValueError("the training puzzles are not those that the run began with")
         return cfg, task, build(cfg, task, device, saved)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit: {type(error).__name__} {error!s:.300}") from None
+        why = f"{type(error).__name__} {error!s:.300}"
+        raise ValueError(f"{path} is no such run and no published file: {why}") from None
 
 
 def run_command(args, changes, device):
@@ -724,10 +725,9 @@ def run_command(args, changes, device):
         data.replace_file(svg, data.curves([args.name, *args.more]))
         print(f"drawn: {svg}")
         return
-    is_training = args.command == "train"
     name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
-    if is_training:
+    if args.is_training:
         held = data.lock(path.parent)  # until this function ends
     elif not path.exists():
         path = Path(name)  # a file, ours or a published one
@@ -736,7 +736,7 @@ def run_command(args, changes, device):
     cfg, task, run = open_run(args, changes, path, device)
     if args.command != "solve":
         task.tell_leaks(run.fingerprint)
-    if is_training:
+    if args.is_training:
         told = f"{cfg.task}: {len(task.train)} training and {len(task.test)} unseen puzzles"
         print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
         train(cfg, task, run, path)
@@ -745,8 +745,8 @@ def run_command(args, changes, device):
     if args.command != "eval":
         if args.more:
             puzzle = task.parse(" ".join(args.more))
-        else:  # any of them
-            puzzle = task.test[[0 if is_training else time.time_ns() % len(task.test)]]
+        else:  # a random one
+            puzzle = task.test[[0 if args.is_training else torch.seed() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
 
 
@@ -757,7 +757,7 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; a run goes on from its last save by --resume or make", file=sys.stderr)
+        print("\nstopped; train --resume, or make, goes on from the last save", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
