@@ -177,7 +177,7 @@ class Block(nn.Module):
         super().__init__()
         self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
-        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # of the norm, as published
+        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # dim of the norm, as published
 
     def forward(self, h):  # [B, S, D]
         h = norm(h + self.mix(h), self.mixed_dim)
