@@ -745,7 +745,7 @@ def run_command(args, changes, device):
     if args.command != "eval":
         if args.more:
             puzzle = task.parse(" ".join(args.more))
-        else:  # a random one
+        else:  # a random one; after training the first
             puzzle = task.test[[0 if args.is_training else torch.seed() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
 
