@@ -589,7 +589,7 @@ def test_a_run_goes_on_only_as_what_it_is(capsys, monkeypatch):
     refuses(again, "--steps 3: the run has had 5", capsys)
     refuses(f"{again} --steps 5", "the training puzzles are not those", capsys)
     monkeypatch.chdir("runs")  # --data was named from the folder above
-    assert run("eval a/checkpoint.pt") == 0
+    assert run("eval a/checkpoint.pt") == run("eval a/") == 0
 
 
 def test_a_disk_that_is_full_is_told_at_once_and_nothing_saved_is_lost(monkeypatch, capsys):

@@ -609,14 +609,14 @@ def train(cfg, task, run, path):
         run.step += 1
         reports.append(torch.stack(list(report.values())))
         if began is None:  # the first step compiles, which says nothing about the others
-            began, timed = time.perf_counter(), run.step
+            began, first = time.perf_counter(), run.step
         saves = run.step % cfg.save_every == 0 or run.step == cfg.steps
         if not saves and run.step % cfg.log_every > 0:
             continue
         means = dict(zip(report, torch.stack(reports).mean(0).tolist()))  # waits for the device
         if not math.isfinite(means["loss"]):
             raise ValueError(f"the loss is {means['loss']} at step {run.step}: lower --lr")
-        rate = (run.step - timed) / (time.perf_counter() - began)  # 0: not known yet
+        rate = (run.step - first) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means}
         if rate:
             row["steps/s"] = rate
@@ -629,7 +629,7 @@ def train(cfg, task, run, path):
             save(path, cfg, run)
         told = [f"{name} {value:.3g}" for name, value in row.items()]
         print(f"step {run.step} of {cfg.steps}", *told[1:], sep="  ", flush=True)
-        reports, began, timed = [], time.perf_counter(), run.step
+        reports = []
 
 
 # ---- The command line: python trm.py train sudoku-small --lr 1e-3 --------------------------------
@@ -667,14 +667,14 @@ def configure(args, changes, saved):
     """A preset's or a run's Config with changes; those of a run are told. Raises ValueError."""
     if saved is None:
         return Config(**{**preset(args.name), **changes})
-    old = saved.get("config", Config())
+    old = saved.get("config", Config(**changes))  # a published file has none
     if args.is_training and args.run:  # then `name` is a preset, and the run must be of it
         changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
     free = "N_eval early_exit augment batch dtype data test_size n T"
     if args.is_training:
         free = "steps data"
-    for name in changes if "config" in saved else ():
+    for name in changes:
         if getattr(old, name) != getattr(cfg, name):
             told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
             if name not in free.split():
@@ -730,7 +730,8 @@ def run_command(args, changes, device):
     if args.is_training:
         held = data.lock(path.parent)  # until this function ends
     elif not path.exists():
-        path = Path(name)  # a file, ours or a published one
+        path = Path(name)  # a run's folder or a file, ours or a published one
+        path = path / "checkpoint.pt" if path.is_dir() else path
         if not path.is_file():
             raise ValueError(f"no run in runs/, and no file, is named {name!r}: train it first")
     cfg, task, run = open_run(args, changes, path, device)
@@ -738,7 +739,7 @@ def run_command(args, changes, device):
         task.tell_leaks(run.fingerprint)
     if args.is_training:
         told = f"{cfg.task}: {len(task.train)} training and {len(task.test)} unseen puzzles"
-        print(f"{told}; {device}, {cfg.dtype}; step {run.step}, saved every {cfg.save_every}")
+        print(f"{told}; {device}, {cfg.dtype}; step {run.step} of {cfg.steps}")
         train(cfg, task, run, path)
     if args.command != "solve":
         print_evaluation(run, task, cfg, path)
