@@ -54,7 +54,7 @@ class Task:
         """A training batch: inputs and labels, int64 [B, L], and puzzle identities [B]."""
 
     def obeys(self, puzzles, answers):
-        """Which answers [N, L] are right: bool [N]. Here those equal to the labels."""
+        """Which answers [N, L] are right? bool [N]. Here: those that equal the labels."""
         known = puzzles.labels > 0
         return ((answers == puzzles.labels) | ~known).all(1) & known.any(1)
 
@@ -123,7 +123,7 @@ def read_rows(path, *columns):
 
 
 # ---- Puzzles in CSV files ------------------------------------------------------------------------
-BLOCK = 1000  # puzzles that are generated together
+BLOCK = 1000  # puzzles that are generated together; as many are used where nothing is said
 WALL, FLOOR, START, GOAL, PATH = range(1, 6)  # tokens of a maze
 
 
@@ -174,7 +174,7 @@ class Grids(Task):
 
     @cached_property
     def test(self):
-        """The first test_size puzzles of test.csv (0: all, or 1000), whatever the seed."""
+        """The first test_size puzzles of test.csv (0: all, or 1000), for every seed the same."""
         return self.read("test", self.cfg.test_size, 0)
 
     def build(self, path, split, count, seed):
@@ -261,7 +261,7 @@ class Grids(Task):
     def tell_leaks(self, fingerprint):
         """Print which of the test puzzles a model with this fingerprint was trained on."""
         known = set(fingerprint)
-        answers = ~self.test.labels if self.rule else self.test.inputs  # of tables many are equal
+        answers = ~self.test.labels if self.rule else self.test.inputs  # in tables answers repeat
         marks = zip(hashes(self.test.inputs), hashes(answers))
         rows = [row for row, numbers in enumerate(marks, 1) if known & set(numbers)]
         if rows:
@@ -511,7 +511,7 @@ class ARC(Task):
         self.trained = torch.tensor(sorted(set(numbers)), device=device)  # tasks with pairs
 
     def choose(self, shown):
-        """Random turns [M], colours [M, V]; of each task the rows that differ. Sets kind, too."""
+        """M random turns, colours [M, V]; of each task the rows that differ. Sets kind, too."""
         generator = np.random.default_rng(self.cfg.seed)
         turns = generator.integers(0, 8, 5 * self.per_task)  # some will look alike
         turns[0] = 0  # the first row changes nothing
@@ -558,8 +558,8 @@ class ARC(Task):
         symmetry = self.symmetry(ids)
         inputs = transform(self.train.inputs[rows], *symmetry)
         labels = transform(self.train.labels[rows], *symmetry)
-        corner, down, right = torch.rand(3, B, device=self.device)
-        is_moved = pair != (corner * self.pair_counts[tasks]).long()[which]  # one of each is not
+        first, down, right = torch.rand(3, B, device=self.device)
+        is_moved = pair != (first * self.pair_counts[tasks]).long()[which]  # one of each is not
         inside = ((inputs > 1) | (labels > 1)).view(B, self.side, self.side)
         down = (down * (self.side + 1 - inside.any(2).sum(1))).long() * is_moved
         right = (right * (self.side + 1 - inside.any(1).sum(1))).long() * is_moved
@@ -715,14 +715,13 @@ def kinds(task, puzzle, answer):
     result = []
     is_known = labels.any()
     for given, label, token in zip(puzzle.inputs[0], labels, answer):
+        kind = "right" if is_known else "open"
         if is_known and token != label:  # in ARC a label is 0 beyond the grid
             kind = "wrong"
         elif task.rule and task.letters[token] in ". ":
             kind = "open"
         elif task.rule and token == given:
             kind = "given"
-        else:
-            kind = "right" if is_known else "open"
         result.append(kind)
     return result
 
@@ -798,26 +797,27 @@ def curves(names):
     """
     runs = {n: read_rows(Path("runs", n, "log.csv"), "step", "loss", "unseen") for n in names}
     last = max([float(row["step"]) for rows in runs.values() for _, row in rows], default=1)
-    out = [f'<text x="50" y="490">steps, up to {last:.0f}</text>']
-    parts = (30, "unseen", "unseen puzzles right, %", 100), (270, "loss", "loss", 0.1)
+    out = []
+    parts = (25, "unseen", "% of unseen puzzles right", 100), (270, "loss", "loss", 0.1)
     for top, column, title, highest in parts:  # highest: at least so high
-        out.append(f'<text x="50" y="{top - 10}">{title}</text>')
+        out.append(f'<text x="50" y="{top - 10}">{title}, over steps</text>')
         lines = {}  # by name: for each seed the values by step
         for run, rows in runs.items():
             line = {float(row["step"]): float(row[column]) for _, row in rows if row[column]}
             lines.setdefault(re.sub(r"-seed\d+$", "", run), []).append(line)
             highest = max([highest, *line.values()])
-        for value in 0, highest:
-            y = top + 190 * (1 - value / highest)
+        for share in 0, 0.5, 1:
+            y = top + 190 * (1 - share)
             out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')
-            out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{value:.3g}</text>')
+            out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{share * highest:.3g}</text>')
+            x = 50 + 500 * share
+            out.append(f'<text x="{x}" y="{top + 210}" class="c">{share * last:.0f}</text>')
         for number, (name, seeds) in enumerate(lines.items()):
             colour, dash = STROKES[number % len(STROKES)]
             style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}" stroke-width='
             steps = [step for step in seeds[0] if all(step in line for line in seeds)]
             mean = {step: np.mean([line[step] for line in seeds]) for step in steps}
-            thin = [(0.5, line) for line in seeds]
-            for width, line in [*thin, (2, mean)]:
+            for width, line in [*((0.5, line) for line in seeds), (2, mean)]:
                 points = [
                     f"{50 + 500 * step / last:.1f},{top + 190 * (1 - value / highest):.1f}"
                     for step, value in line.items()

@@ -525,7 +525,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(name, call, monkeyp
 
     monkeypatch.setattr(name, stopped)
     assert run(f"{command} --run cut") == 130
-    assert "stopped; train --resume, or make, goes on" in capsys.readouterr().err
+    assert "stopped; --resume, or make, goes on" in capsys.readouterr().err
     monkeypatch.setattr(name, real)
     assert run("train cut --resume") == 0
     whole = trm.load("runs/whole/checkpoint.pt")
@@ -566,14 +566,15 @@ def test_runs_are_evaluated_solved_and_not_overwritten(capsys):
 def test_the_log_tells_exact_unseen_answers_and_a_run_is_found_by_its_name(monkeypatch, capsys):
     shares = {"exact": 0.25, "solved": 0.5, "head right": 0.75}
     scores = {name: torch.full((16, 20), share) for name, share in shares.items()}
-    steps = []
-    monkeypatch.setattr("trm.evaluate", lambda *args: (scores, steps.append(args[3].N_eval)))
-    assert run(f"{TRAIN} --save_every 2 --log_every 1 --run named") == 0
+    looks = []
+    monkeypatch.setattr("trm.evaluate", lambda *args: (scores, looks.append(args[3])))
+    assert run(f"{TRAIN} --save_every 2 --log_every 1 --early_exit --run named") == 0
     assert [row["unseen"] for row in rows_of("named")] == ["", "25.0", "25.0"]
     lines = re.findall("^step . of 3.*", capsys.readouterr().out, re.M)
     assert not re.search("unseen|minutes left", lines[0])  # not known yet
     assert re.search("minutes left .*unseen 25", lines[1])
-    assert run("eval named") == 0 and steps == [4, 4, 16, 16]  # looks take N_sup
+    assert run("eval named") == 0 and [cfg.N_eval for cfg in looks] == [4, 4, 16, 16]
+    assert looks[2].early_exit and not looks[1].early_exit  # looks are as in the paper
     assert re.search("\n +16 +25.0 +50.0 +75.0\n", capsys.readouterr().out)
     refuses("eval sudoku-6x6", "no run in runs/, and no file, is named 'sudoku-6x6'", capsys)
 
@@ -664,7 +665,7 @@ def test_a_checkpoint_with_other_parts_ends_in_one_line(capsys):
 
 
 def test_from_the_shell_without_a_compiler():
-    environment = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": os.getcwd(), "RANK": "3"}
+    environment = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": os.getcwd()}
     done = shell(f"{HERE}/trm.py {TRAIN} --compile", **environment)
     assert done.returncode == 0 and "No working C++ compiler" in done.stderr
     assert re.search("step 3 of 3.*puzzles 20, ", done.stdout, re.S)
@@ -724,16 +725,14 @@ def test_a_table_of_your_own(capsys):
 
 
 MISTAKES = """
-train sudoku-smal | sudoku-smal is no preset (sudoku, sudoku-att, sudoku-hrm, sudoku-fast
+train sudoku-smal | sudoku-smal is neither a saved run nor a preset (sudoku, sudoku-att, sudoku-hrm
 train sudoku --compile False | train takes no more words and no --svg; solve and plot do
 train sudoku-att --heads 7 | --heads 7: D 512 must divide
-train sudoku --n 0 | --n 0: must be from 1 to 1000000000
+train sudoku --ema 1 | --ema 1.0: must be from 0 to 0.999999
 train maze-small --size 4 | few mazes have over 10 moves: lower --min_path
-train table-small | a table needs --data DIR
 FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --steps 64 | --steps 64; the run has 3 and keeps it
-eval fits --svg a.svg | eval takes no more words and no --svg
 FITS --run fits --resume --lr 3 | --lr 3.0; the run has 0.008 and keeps it
 eval runs/fits/log.csv | log.csv is not readable as a checkpoint: File is not a zip file
 solve fits '' | 0 characters, but 36 by --size 6
@@ -746,7 +745,8 @@ def test_a_mistake_ends_in_one_line(capsys):
     for line in MISTAKES.strip().split("\n"):
         command, message = line.split(" | ")
         refuses(command.replace("FITS", TRAIN), message, capsys)
-    for command in ("", "fly", "train sudoku --steps many", "train sudoku --stpes 3"):
+    assert not Path("runs/sudoku-smal").exists()
+    for command in ("", "fly", "train a --steps x", "train a --resume --overwrite"):
         with pytest.raises(SystemExit, match="2"):
             run(command)
         assert capsys.readouterr().err.count("\n") == 1
@@ -900,9 +900,9 @@ def test_curves_show_each_run_at_its_name_and_the_mean_of_seeds(capsys):
     svg = Path("curves.svg").read_text()
     xml.etree.ElementTree.fromstring(svg)
     thick, thin = (re.findall(f'points="(.*?)" .* stroke-width="{w}"', svg) for w in (2, 0.5))
-    assert thick[:2] == ["300.0,71.8", "300.0,68.0 550.0,69.9"]
+    assert thick[:2] == ["300.0,66.8", "300.0,63.0 550.0,64.9"]
     assert thick[2:] == ["300.0,365.0", "175.0,270.0 300.0,365.0 550.0,412.5"]
-    assert thin[0] == "300.0,68.0"
+    assert thin[0] == "300.0,63.0"
     assert ">a</text>" in svg and ">&lt;b&gt;</text>" in svg
     data.write_rows(Path("runs/c/log.csv"), [{"step;loss": 1}])
     refuses("plot c", "runs/c/log.csv: line 1 lacks some of the columns step, loss", capsys)

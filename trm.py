@@ -2,7 +2,8 @@
 """The Tiny Recursive Model (TRM) in one file, to be read beside the paper:
 "Less is More: Recursive Reasoning with Tiny Networks", Jolicoeur-Martineau 2025, arXiv:2510.04871.
 
-Shapes: B puzzles in a batch, L cells of a grid, S = prefix + L positions, D hidden size, V tokens.
+Sections, figures and tables are the paper's. Shapes: B puzzles in a batch, L cells of a grid,
+S = prefix + L positions, D hidden size, V tokens.
 """
 
 import argparse
@@ -73,14 +74,14 @@ class Config:
     early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
     seed: int = 0  # of training puzzles, weights, training and, in eval, copies that vote
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it trains faster
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: in training the faster one
     compile: bool = True  # torch.compile the network
     log_every: int = 50  # steps from one row of log.csv to the next; each save writes one, too
     save_every: int = 500  # steps from one checkpoint, and one look at unseen puzzles, to the next
 
     def __post_init__(self):
         may_be_0 = "train_size test_size min_path augmentations prefix seed".split()
-        highest = {"N_start": 1, "explore": 1, "lr_final": 1, "ema": 1, "networks": 2}
+        highest = {"N_start": 1, "explore": 1, "lr_final": 1, "ema": 0.999999, "networks": 2}
         self.data = self.data and str(Path(self.data).absolute())
         for name, value in vars(self).items():
             kind = type(getattr(Config, name))
@@ -177,7 +178,7 @@ class Block(nn.Module):
         super().__init__()
         self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
-        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # dim of the norm, as published
+        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # of the first norm, as published
 
     def forward(self, h):  # [B, S, D]
         h = norm(h + self.mix(h), self.mixed_dim)
@@ -258,16 +259,9 @@ def deep_recursion(model, x, y, z):
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
-    # where() computes both branches: without the clamp, v = 1 gives 1 / 0 and a nan as gradient.
-    s = torch.where(v >= 0, v + 1, 1 / (1 - v.clamp(max=0)))
+    s = v.relu() + 1 / (1 - v.clamp(max=0))  # where() would divide by 0 at v = 1: a nan
     p = s.gather(-1, labels[..., None]).squeeze(-1) / s.sum(-1)
     return -p.log()
-
-
-def is_right(answers, labels):
-    """Are the answers [..., L] the labels? Cells labelled 0 do not count; all 0 is wrong."""
-    labelled = labels != 0
-    return ((answers == labels) | ~labelled).all(-1) & labelled.any(-1)
 
 
 def losses(logits, q, labels, kind):
@@ -278,7 +272,7 @@ def losses(logits, q, labels, kind):
         per_cell = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     labelled = labels != 0
     answer_loss = torch.where(labelled, per_cell, 0).sum(1) / labelled.sum(1).clamp(min=1)
-    right = is_right(logits.argmax(-1), labels)
+    right = ((logits.argmax(-1) == labels) | ~labelled).all(1) & labelled.any(1)
     halting_loss = F.binary_cross_entropy_with_logits(q[:, 0], right.float(), reduction="none")
     return answer_loss, halting_loss, right
 
@@ -383,7 +377,8 @@ def train_step(model, ema, optimizer, slots, task, step):
 
 
 # ---- What TRM is compared with: other recursions in place of latent_recursion, and HRM's halting -
-# HRM: two networks of four layers, one_step_recursion, continue_loss, its rule in `halts`, no EMA.
+# HRM: attention, two networks of four layers, one_step_recursion, continue_loss, its rule in
+# `halts`, no EMA; see the preset sudoku-hrm.
 def one_step_recursion(model, x, y, z):
     """HRM's gradient (section 2.3): only through the last update of z and that of y."""
     f_L, f_H = model.nets[0], model.nets[-1]
@@ -411,7 +406,7 @@ def multi_z_recursion(model, x, y, z):
 
 
 def continue_loss(model, x, y, z, q, last):
-    """HRM's loss of "continue" [B]; its target: the next step's higher q, or if `last` its halt."""
+    """HRM's loss of "continue" [B]; target: p of the next step's higher q; if `last`, of halt."""
     with torch.no_grad():
         _, _, q_next = deep_recursion(model, x, y, z)
         target = torch.where(last, q_next[:, 0], q_next.amax(1)).sigmoid()
@@ -450,7 +445,7 @@ def vote(answers, q):
 
 
 def attempt(model, task, puzzles, cfg):
-    """Yield each step's two best answers [P, 2, L] by votes of copies, and q [P] of the first."""
+    """Yield each step's two best answers [N, 2, L] by votes of copies, and q [N] of the first."""
     inputs, ids, undo = task.copies(puzzles.inputs.long(), puzzles.ids, cfg.augment)
     for answers, q in think(model, inputs, model.puzzle_vectors[ids], cfg):
         answers = undo(answers).view(len(puzzles), cfg.augment, -1)
@@ -471,7 +466,7 @@ def evaluate(model, task, puzzles, cfg):
             torch.manual_seed(cfg.seed)  # the same symmetries, however many puzzles at once
             part = puzzles[rows]
             for step, (answers, q) in enumerate(attempt(model, task, part, cfg)):
-                exact = is_right(answers[:, 0], part.labels)
+                exact = data.Task.obeys(task, part, answers[:, 0])  # equal to the labels
                 found = torch.stack([exact, task.obeys(part, answers[:, 0]), exact == (q > 0)])
                 # In the later steps, too: there may be none, if all puzzles leave now.
                 scores[:, step:, rows] = found[:, None].float().cpu()
@@ -545,7 +540,7 @@ PUBLISHED_NAMES = {  # regular expressions
 
 
 def load_published(weights, L=81, V=11, **changes):
-    """A TRM of published weights; n, T, heads, prefix: Sudoku's or `changes`. See open_run."""
+    """A TRM of published weights; n, T, heads, prefix as for Sudoku, or as in `changes`."""
     for theirs, ours in PUBLISHED_NAMES.items():
         weights = {re.sub(theirs, ours, name): weight for name, weight in weights.items()}
     is_hrm = "nets.1.0.mlp.down.weight" in weights
@@ -619,11 +614,10 @@ def train(cfg, task, run, path):
         rate = (run.step - first) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means}
         if rate:
-            row["steps/s"] = rate
-            row["minutes left"] = (cfg.steps - run.step) / rate / 60
+            row |= {"steps/s": rate, "minutes left": (cfg.steps - run.step) / rate / 60}
         run.rows.append(row)
         if saves:
-            look = replace(cfg, augment=1, N_eval=cfg.N_sup)  # as in the paper; no votes
+            look = replace(cfg, augment=1, early_exit=False, N_eval=cfg.N_sup)  # as in the paper
             scores, _ = evaluate(run.ema, task, task.test[:256], look)
             row["unseen"] = 100 * scores["exact"][-1].mean().item()
             save(path, cfg, run)
@@ -640,14 +634,15 @@ def parse(argv):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=["train", "eval", "solve", "plot"])
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
-    parser.add_argument("more", nargs="*", default=[], help="solve: a puzzle; plot: more runs")
+    parser.add_argument("more", nargs="*", help="solve: a puzzle; plot: more runs")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
-    parser.add_argument("--resume", action="store_true", help="train: go on where there is a run")
-    parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
+    old_run = parser.add_mutually_exclusive_group()
+    old_run.add_argument("--resume", action="store_true", help="train: go on with a run")
+    old_run.add_argument("--overwrite", action="store_true", help="train: replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
-        is_flag = type(default) is bool
-        options = {"action": argparse.BooleanOptionalAction} if is_flag else {"type": type(default)}
+        is_bool = type(default) is bool
+        options = {"action": argparse.BooleanOptionalAction} if is_bool else {"type": type(default)}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **options)
     args = parser.parse_intermixed_args(argv)
     args.is_training = args.command == "train"
@@ -659,7 +654,7 @@ def parse(argv):
 def preset(name):
     """What a preset sets of Config. Raises ValueError."""
     if name not in PRESETS:
-        raise ValueError(f"{name} is no preset ({', '.join(PRESETS)}); a run goes on by --resume")
+        raise ValueError(f"{name} is neither a saved run nor a preset ({', '.join(PRESETS)})")
     return parse(["train", name, *PRESETS[name].split()])[1]
 
 
@@ -671,9 +666,9 @@ def configure(args, changes, saved):
     if args.is_training and args.run:  # then `name` is a preset, and the run must be of it
         changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
-    free = "N_eval early_exit augment batch dtype data test_size n T"
+    free = "N_eval early_exit augment batch dtype compile data test_size seed n T"
     if args.is_training:
-        free = "steps data"
+        free = "steps data compile log_every save_every"
     for name in changes:
         if getattr(old, name) != getattr(cfg, name):
             told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
@@ -685,11 +680,9 @@ def configure(args, changes, saved):
 
 def open_run(args, changes, path, device):
     """Config, task and run: of a preset, a checkpoint or a published file. Raises ValueError."""
-    saved = None
-    if path.exists() and (args.resume or not args.is_training):
-        saved = load(path)
-    elif path.exists() and not args.overwrite:
+    if path.exists() and args.is_training and not (args.resume or args.overwrite):
         raise ValueError(f"{path} exists: --resume, --overwrite or --run ANOTHER_NAME")
+    saved = load(path) if path.exists() and (args.resume or not args.is_training) else None
     cfg = configure(args, changes, saved)
     if cfg.dtype == "auto" and args.is_training:
         is_fast = torch.cpu._is_avx512_bf16_supported()
@@ -715,7 +708,7 @@ def open_run(args, changes, path, device):
         return cfg, task, build(cfg, task, device, saved)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         why = f"{type(error).__name__} {error!s:.300}"
-        raise ValueError(f"{path} is no such run and no published file: {why}") from None
+        raise ValueError(f"{path} cannot be used: {why}") from None
 
 
 def run_command(args, changes, device):
@@ -727,6 +720,8 @@ def run_command(args, changes, device):
         return
     name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
+    if args.is_training and not path.exists():
+        preset(args.name)  # raises where there is none, before a folder is made
     if args.is_training:
         held = data.lock(path.parent)  # until this function ends
     elif not path.exists():
@@ -758,7 +753,7 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; train --resume, or make, goes on from the last save", file=sys.stderr)
+        print("\nstopped; --resume, or make, goes on from the last save", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
@@ -774,7 +769,7 @@ SMALL = "--D 64 --expansion 1.5 --multiple 16 --n 2 --T 2 --N_start 0.125 --loss
 SMALL += " --batch 64 --lr 4e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
 ATT6 = SMALL + " --size 6 --D 128 --T 1 --mixing attention --heads 4 --N_start 0"  # 0: from 1
 PRESETS = {
-    "sudoku": "",
+    "sudoku": "--size 9 --D 512",
     "sudoku-att": "--mixing attention",
     "sudoku-hrm": "--mixing attention --prefix 1" + HRM,
     "sudoku-fast": "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
