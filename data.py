@@ -116,7 +116,8 @@ def read_rows(path, *columns):
         rows = csv.DictReader(file, restval="")
         try:
             if not set(columns) <= set(rows.fieldnames or ()):
-                raise csv.Error(f"line 1 lacks some of the columns {', '.join(columns)}")
+                has = f"it is {','.join(rows.fieldnames or ())[:60]!r}"
+                raise csv.Error(f"line 1 lacks some of the columns {', '.join(columns)}; {has}")
             return [(rows.line_num, row) for row in rows]
         except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path}: {error}") from None

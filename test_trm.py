@@ -730,13 +730,13 @@ train sudoku --compile False | train takes no more words and no --svg; solve and
 train sudoku-att --heads 7 | --heads 7: D 512 must divide
 train sudoku --ema 1 | --ema 1.0: must be from 0 to 0.999999
 train maze-small --size 4 | few mazes have over 10 moves: lower --min_path
-FITS --run fits/log.csv | runs/fits/log.csv
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --steps 64 | --steps 64; the run has 3 and keeps it
 FITS --run fits --resume --lr 3 | --lr 3.0; the run has 0.008 and keeps it
 eval runs/fits/log.csv | log.csv is not readable as a checkpoint: File is not a zip file
 solve fits '' | 0 characters, but 36 by --size 6
 plot fits nosuch | no file runs/nosuch/log.csv
+solve fits --svg runs/fits/checkpoint.pt | the name of a picture must end in .svg
 """
 
 
@@ -852,8 +852,8 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
         read_csv()
     with refused("csv/test.csv/train.csv: --data is a folder"):
         read_csv(data="csv/test.csv")
-    csv_file("csv/train.csv", "question,rating", ROW)
-    with refused("csv/train.csv: line 1 lacks some of the columns question, answer"):
+    csv_file("csv/train.csv", "question;answer", ROW)
+    with refused("line 1 lacks some of the columns question, answer; it is 'question;answer'"):
         read_csv()
 
 

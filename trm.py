@@ -259,7 +259,7 @@ def deep_recursion(model, x, y, z):
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
-    s = v.relu() + 1 / (1 - v.clamp(max=0))  # where() would divide by 0 at v = 1: a nan
+    s = v.relu() + 1 / (1 - v.clamp(max=0))  # where() would also compute 1 / 0: a nan
     p = s.gather(-1, labels[..., None]).squeeze(-1) / s.sum(-1)
     return -p.log()
 
@@ -504,10 +504,11 @@ def solve(model, task, puzzle, cfg, svg=None):
         puzzle = replace(puzzle, labels=last)
     for step, (answer, p) in enumerate(steps, 1):
         print(f"\nstep {step}: halting probability {p:.3f}\n{data.show(task, puzzle, answer[0])}")
-    if task.rule or puzzle.labels.any():
-        print("\nsolved" if is_solved else "\nnot solved")
     if svg:
         data.replace_file(svg, data.film(task, puzzle, steps))
+        print(f"\ndrawn: {svg}")
+    if task.rule or puzzle.labels.any():
+        print("\nsolved" if is_solved else "\nnot solved")
 
 
 # ---- Checkpoints, ours and the published ones ----------------------------------------------------
@@ -610,7 +611,8 @@ def train(cfg, task, run, path):
             continue
         means = dict(zip(report, torch.stack(reports).mean(0).tolist()))  # waits for the device
         if not math.isfinite(means["loss"]):
-            raise ValueError(f"the loss is {means['loss']} at step {run.step}: lower --lr")
+            told = f"the loss is {means['loss']} at step {run.step}"
+            raise ValueError(f"{told}: train anew (--overwrite) with a lower --lr")
         rate = (run.step - first) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means}
         if rate:
@@ -648,6 +650,8 @@ def parse(argv):
     args.is_training = args.command == "train"
     if args.command in ("train", "eval") and (args.more or args.svg):
         raise ValueError(f"{args.command} takes no more words and no --svg; solve and plot do")
+    if args.svg and not args.svg.endswith(".svg"):  # a slip must not replace a checkpoint
+        raise ValueError(f"--svg {args.svg}: the name of a picture must end in .svg")
     return args, {k: v for k, v in vars(args).items() if hasattr(Config, k) and v is not None}
 
 
@@ -668,7 +672,7 @@ def configure(args, changes, saved):
     cfg = replace(old, **changes)
     free = "N_eval early_exit augment batch dtype compile data test_size seed n T"
     if args.is_training:
-        free = "steps data compile log_every save_every"
+        free = "steps data compile log_every save_every N_eval early_exit augment"
     for name in changes:
         if getattr(old, name) != getattr(cfg, name):
             told = f"--{name} {getattr(cfg, name)}; the run has {getattr(old, name)}"
