@@ -116,8 +116,7 @@ def read_rows(path, *columns):
         rows = csv.DictReader(file, restval="")
         try:
             if not set(columns) <= set(rows.fieldnames or ()):
-                has = f"it is {','.join(rows.fieldnames or ())[:60]!r}"
-                raise csv.Error(f"line 1 lacks some of the columns {', '.join(columns)}; {has}")
+                raise csv.Error(f"line 1 is {rows.fieldnames}; it must have {', '.join(columns)}")
             return [(rows.line_num, row) for row in rows]
         except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path}: {error}") from None
@@ -236,7 +235,9 @@ class Grids(Task):
         return [self.token[letter] for letter in text]
 
     def parse(self, text):
-        """A puzzle typed in one line, whose answer is not known. Raises ValueError."""
+        """A typed puzzle, whose answer is not known. Raises ValueError."""
+        if " " not in self.clues:  # it may be typed row by row
+            text = "".join(text.split())
         return self.puzzles([(self.tokens(text, self.clues), [0] * self.length)])
 
     def draw(self, B):
@@ -772,8 +773,7 @@ def film(task, puzzle, steps):
     """An SVG of a question and each step's answer [1, L] and p, while answers change; 5 a line."""
     while len(steps) > 1 and torch.equal(steps[-1][0], steps[-2][0]):
         steps = steps[:-1]  # the last step changed nothing
-    lines = (task.length + task.side - 1) // task.side
-    width, height = max(20 * task.side, 150) + 20, 20 * lines + 45
+    width, height = max(20 * task.side, 150) + 20, 20 * -(-task.length // task.side) + 45
     bottom = (len(steps) + 5) // 5 * height
     legend = "" if task.colours else "grey: given, blue: right, orange: wrong, "
     out = [f'<text x="10" y="{bottom + 10}">{legend}framed: changed</text>']
@@ -808,10 +808,9 @@ def curves(names):
             lines.setdefault(re.sub(r"-seed\d+$", "", run), []).append(line)
             highest = max([highest, *line.values()])
         for share in 0, 0.5, 1:
-            y = top + 190 * (1 - share)
+            x, y = 50 + 500 * share, top + 190 * (1 - share)
             out.append(f'<path d="M50 {y}h500" stroke="#ccc"/>')
             out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{share * highest:.3g}</text>')
-            x = 50 + 500 * share
             out.append(f'<text x="{x}" y="{top + 210}" class="c">{share * last:.0f}</text>')
         for number, (name, seeds) in enumerate(lines.items()):
             colour, dash = STROKES[number % len(STROKES)]

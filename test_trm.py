@@ -853,7 +853,7 @@ def test_csv_files_are_read_drawn_by_seed_and_checked():
     with refused("csv/test.csv/train.csv: --data is a folder"):
         read_csv(data="csv/test.csv")
     csv_file("csv/train.csv", "question;answer", ROW)
-    with refused("line 1 lacks some of the columns question, answer; it is 'question;answer'"):
+    with refused("csv/train.csv: line 1 is ['question;answer']; it must have question, answer"):
         read_csv()
 
 
@@ -870,7 +870,7 @@ def test_unseen_puzzles_that_were_trained_on_are_named_before_training(capsys):
 
 def test_a_typed_puzzle_is_judged_and_drawn(capsys, monkeypatch):
     task = data.Sudoku(tiny(size=9), "cpu")
-    typed = task.parse(EASY.replace(".", "0"))
+    typed = task.parse(" ".join(EASY.replace(".", "0")))
     assert text(task, typed.inputs[0]) == EASY
     wrong, answer = tokens(task, "539" + EASY_ANSWER[3:], EASY_ANSWER)
     thoughts = [(part.expand(1, 2, -1), torch.tensor([2.0])) for part in (wrong, answer, answer)]
@@ -905,7 +905,7 @@ def test_curves_show_each_run_at_its_name_and_the_mean_of_seeds(capsys):
     assert thin[0] == "300.0,63.0"
     assert ">a</text>" in svg and ">&lt;b&gt;</text>" in svg
     data.write_rows(Path("runs/c/log.csv"), [{"step;loss": 1}])
-    refuses("plot c", "runs/c/log.csv: line 1 lacks some of the columns step, loss", capsys)
+    refuses("plot c", "log.csv: line 1 is ['step;loss']; it must have step, loss", capsys)
 
 
 # ---- Mazes ---------------------------------------------------------------------------------------
