@@ -813,7 +813,8 @@ def curves(names):
             out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{share * highest:.3g}</text>')
             out.append(f'<text x="{x}" y="{top + 210}" class="c">{share * last:.0f}</text>')
         for number, (name, seeds) in enumerate(lines.items()):
-            colour, dash = STROKES[number % len(STROKES)]
+            colour, _ = STROKES[number % 4]
+            _, dash = STROKES[(number + number // 4) % 4]  # after four lines other pairs
             style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}" stroke-width='
             steps = [step for step in seeds[0] if all(step in line for line in seeds)]
             mean = {step: np.mean([line[step] for line in seeds]) for step in steps}
