@@ -70,7 +70,7 @@ ablations: $(READY)      ## the paper's Table 1 and 2 in small, on 6x6 Sudoku; S
 	@mkdir -p runs; echo "variant | paper | here: exact after 1, 2, 4, ... steps | head right at the end"
 	@echo "$$ABLATIONS" | while IFS='|' read -r name paper flags; do \
 	  run=$$(echo $$name | tr -d , | tr ' ' '-')-seed$(SEED); \
-	  grep -qsE '^(not )?solved' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(RECIPE) --seed $(SEED) \
+	  grep -qs '^after step' runs/$$run.log || $(PY) trm.py train sudoku-6x6 $(RECIPE) --seed $(SEED) \
 	    $$flags --run $$run --resume > runs/$$run.log || exit 1; \
 	  echo "$$name |$$paper|" $$(awk '/^ +[0-9]+  +[0-9.]+  +/ {print $$2; head = $$4} END {print "|", head}' \
 	    runs/$$run.log); \

@@ -740,14 +740,14 @@ def run_command(args, changes, device):
         told = f"{cfg.task}: {len(task.train)} training and {len(task.test)} unseen puzzles"
         print(f"{told}; {device}, {cfg.dtype}; step {run.step} of {cfg.steps}")
         train(cfg, task, run, path)
-    if args.command != "solve":
-        print_evaluation(run, task, cfg, path)
     if args.command != "eval":
         if args.more:
             puzzle = task.parse(" ".join(args.more))
         else:  # a random one; after training the first
             puzzle = task.test[[0 if args.is_training else torch.seed() % len(task.test)]]
         solve(run.ema, task, puzzle, cfg, args.svg)
+    if args.command != "solve":
+        print_evaluation(run, task, cfg, path)
 
 
 def main(argv=None):
