@@ -728,8 +728,8 @@ MISTAKES = """
 train sudoku-smal | sudoku-smal is neither a saved run nor a preset (sudoku, sudoku-att, sudoku-hrm
 train sudoku --compile False | train takes no more words and no --svg; solve and plot do
 train sudoku-att --heads 7 | --heads 7: D 512 must divide
-train sudoku --ema 1 | --ema 1.0: must be from 0 to 0.999999
 train maze-small --size 4 | few mazes have over 10 moves: lower --min_path
+eval fits --ema 1 | --ema 1.0: must be from 0 to 0.999999
 eval fits --mixing mpl | --mixing mpl: must be one of mlp, attention
 eval fits --steps 64 | --steps 64; the run has 3 and keeps it
 FITS --run fits --resume --lr 3 | --lr 3.0; the run has 0.008 and keeps it
