@@ -247,7 +247,7 @@ class Grids(Task):
         return transform(batch.inputs, *symmetry), transform(batch.labels, *symmetry), batch.ids
 
     def copies(self, inputs, ids, A):
-        """A copies of each puzzle, side by side [P * A, L]; their ids; what maps answers back."""
+        """A copies of each puzzle, side by side [N * A, L]; their ids; what maps answers back."""
         symmetry = self.symmetries(A)  # cells [A, L] and tokens [A, V]
         # Each after the inverse of the first: so the first copy is the puzzle itself.
         symmetry = [part[0].argsort()[part].repeat(len(inputs), 1) for part in symmetry]
@@ -707,7 +707,7 @@ TASKS = {"sudoku": Sudoku, "maze": Maze, "table": Table, "arc": ARC}
 ANSI = {"given": "1", "right": "36", "wrong": "7;33", "open": "0"}  # bold, cyan, yellow reversed
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" style="background:white" '
 SVG += 'font-family="sans-serif" font-size="14"><style>.c{{text-anchor:middle}}</style>\n{}\n</svg>'
-STROKES = [("#0072b2", ""), ("#d55e00", "8 4"), ("#009e73", "2 3"), ("#cc79a7", "12 3 2 3")]
+COLOURS, DASHES = "#0072b2 #d55e00 #009e73 #cc79a7".split(), ["", "8 4", "2 3", "12 3 2 3"]
 FILL = {"given": "#e4e4e4", "right": "#a9def5", "wrong": "#f0a030", "open": "#ffffff"}
 
 
@@ -773,7 +773,8 @@ def film(task, puzzle, steps):
     """An SVG of a question and each step's answer [1, L] and p, while answers change; 5 a line."""
     while len(steps) > 1 and torch.equal(steps[-1][0], steps[-2][0]):
         steps = steps[:-1]  # the last step changed nothing
-    width, height = max(20 * task.side, 150) + 20, 20 * -(-task.length // task.side) + 45
+    width = max(20 * task.side, 150) + 20
+    height = (task.length + task.side - 1) // task.side * 20 + 45
     bottom = (len(steps) + 5) // 5 * height
     legend = "" if task.colours else "grey: given, blue: right, orange: wrong, "
     out = [f'<text x="10" y="{bottom + 10}">{legend}framed: changed</text>']
@@ -813,8 +814,7 @@ def curves(names):
             out.append(f'<text x="45" y="{y + 5}" text-anchor="end">{share * highest:.3g}</text>')
             out.append(f'<text x="{x}" y="{top + 210}" class="c">{share * last:.0f}</text>')
         for number, (name, seeds) in enumerate(lines.items()):
-            colour, _ = STROKES[number % 4]
-            _, dash = STROKES[(number + number // 4) % 4]  # after four lines other pairs
+            colour, dash = COLOURS[number % 4], DASHES[(number + number // 4) % 4]  # 16 pairs
             style = f'fill="none" stroke="{colour}" stroke-dasharray="{dash}" stroke-width='
             steps = [step for step in seeds[0] if all(step in line for line in seeds)]
             mean = {step: np.mean([line[step] for line in seeds]) for step in steps}
