@@ -493,7 +493,7 @@ def print_evaluation(run, task, cfg, path):
 
 
 def solve(model, task, puzzle, cfg, svg=None):
-    """Print the answer to a puzzle after each step, until it is sure and stays; draw them."""
+    """Print the answers to a puzzle until one is sure and stays, not all after N_sup; draw them."""
     question = replace(puzzle, labels=puzzle.labels * 0)  # so that nothing is right or wrong
     print(f"\n{task.describe(puzzle)}\n{data.show(task, question, puzzle.inputs[0])}")
     thoughts = attempt(model, task, puzzle, replace(cfg, early_exit=True))
@@ -503,7 +503,8 @@ def solve(model, task, puzzle, cfg, svg=None):
     if is_solved and not puzzle.labels.any():  # it was typed
         puzzle = replace(puzzle, labels=last)
     for step, (answer, p) in enumerate(steps, 1):
-        print(f"\nstep {step}: halting probability {p:.3f}\n{data.show(task, puzzle, answer[0])}")
+        if step <= cfg.N_sup or step.bit_count() == 1 or step == len(steps):  # later: powers of 2
+            print(f"\nstep {step}: p(halt) {p:.3f}\n{data.show(task, puzzle, answer[0])}")
     if svg:
         data.replace_file(svg, data.film(task, puzzle, steps))
         print(f"\ndrawn: {svg}")
@@ -611,8 +612,7 @@ def train(cfg, task, run, path):
             continue
         means = dict(zip(report, torch.stack(reports).mean(0).tolist()))  # waits for the device
         if not math.isfinite(means["loss"]):
-            told = f"the loss is {means['loss']} at step {run.step}"
-            raise ValueError(f"{told}: train anew (--overwrite) with a lower --lr")
+            raise ValueError(f"loss {means['loss']} at step {run.step}: train with a lower --lr")
         rate = (run.step - first) / (time.perf_counter() - began)  # 0: not known yet
         row = {"step": run.step, **means}
         if rate:
@@ -638,9 +638,8 @@ def parse(argv):
     parser.add_argument("name", help=f"train: a run or {', '.join(PRESETS)}; else a run or a file")
     parser.add_argument("more", nargs="*", help="solve: a puzzle; plot: more runs")
     parser.add_argument("--run", help="name of the run in runs/, in place of the preset's")
-    old_run = parser.add_mutually_exclusive_group()
-    old_run.add_argument("--resume", action="store_true", help="train: go on with a run")
-    old_run.add_argument("--overwrite", action="store_true", help="train: replace the run")
+    parser.add_argument("--resume", action="store_true", help="train: go on with a run")
+    parser.add_argument("--overwrite", action="store_true", help="train: replace the run")
     parser.add_argument("--svg", metavar="FILE", help="solve: draw the steps; plot: curves.svg")
     for name, default in vars(Config()).items():
         is_bool = type(default) is bool
@@ -778,7 +777,8 @@ PRESETS = {
     "sudoku-hrm": "--mixing attention --prefix 1" + HRM,
     "sudoku-fast": "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
     " --lr_final 0.1 --warmup 200 --weight_decay 0.1 --ema 0.998 --steps 6305",
-    "sudoku-small": SMALL + " --D 96 --n 4 --T 1 --lr 3e-3 --ema 0.999 --N_eval 32 --steps 12000",
+    "sudoku-small": SMALL + " --D 128 --n 4 --T 1 --batch 32 --lr 2e-3 --ema 0.999 --N_eval 128"
+    " --steps 9000 --save_every 1000",
     "sudoku-6x6": SMALL + " --size 6 --N_sup 8 --N_start 0.25 --lr 8e-3 --ema 0.99"
     " --weight_decay 1 --steps 800 --save_every 100",
     "sudoku-6x6-att": ATT6 + " --explore 0.5 --explore_once --steps 5500",
