@@ -886,7 +886,7 @@ def test_a_typed_puzzle_is_judged_and_drawn(capsys, monkeypatch):
     assert "step 1: p 0.88, 1 wrong<" in film and "step 2: p 0.88, 0 wrong<" in film
     del thoughts[1:]
     trm.solve(None, task, typed, tiny(), "film.svg")
-    assert capsys.readouterr().out.endswith("\nnot solved\n")
+    assert capsys.readouterr().out.endswith(f"\nnot solved: it must {task.rule}\n")
     assert "0.88</text>" in Path("film.svg").read_text()  # what is wrong is not known
 
 

@@ -509,7 +509,7 @@ def solve(model, task, puzzle, cfg, svg=None):
         data.replace_file(svg, data.film(task, puzzle, steps))
         print(f"\ndrawn: {svg}")
     if task.rule or puzzle.labels.any():
-        print("\nsolved" if is_solved else "\nnot solved")
+        print("\nsolved" if is_solved else f"\nnot solved: it must {task.rule or 'be another'}")
 
 
 # ---- Checkpoints, ours and the published ones ----------------------------------------------------
@@ -669,7 +669,7 @@ def configure(args, changes, saved):
     if args.is_training and args.run:  # then `name` is a preset, and the run must be of it
         changes = {**preset(args.name), "steps": old.steps, **changes}
     cfg = replace(old, **changes)
-    free = "N_eval early_exit augment batch dtype compile data test_size seed n T"
+    free = "N_eval early_exit augment batch dtype compile data test_size seed n T"  # may differ
     if args.is_training:
         free = "steps data compile log_every save_every N_eval early_exit augment"
     for name in changes:
@@ -763,7 +763,7 @@ def main(argv=None):
         return 2
 
 
-# ---- Presets: flags; the last of equal ones counts. The paper's but for small, fast and 6x6 ------
+# ---- Presets: flags; given twice, the last counts. The paper's but for small, fast and 6x6 -------
 HRM = " --n_layers 4 --networks 2 --n 2 --T 2 --recursion one_step --q_learning --ema 0"
 MAZE = "--task maze --size 30 --mixing attention --n 4"
 ARC = MAZE + " --task arc --prefix 16 --weight_decay 0.1 --augment 1001"
