@@ -791,7 +791,7 @@ PRESETS = {
     "arc1": ARC,
     "arc2": ARC + " --sets training2,concept,evaluation2",
     "arc-small": SMALL + " --task arc --sets training --size 6 --prefix 1 --D 128 --T 1 --lr 3e-3"
-    " --explore 0.5 --explore_once --augmentations 16 --augment 17 --steps 5000",
+    " --explore 0.5 --explore_once --augmentations 16 --augment 17 --steps 10000",
 }
 
 
