@@ -435,25 +435,25 @@ def think(model, inputs, vectors, cfg):
                 return
 
 
-def vote(answers, q):
-    """The two answers [2, L] that most copies [C, L] have; the highest q of a copy of the first."""
+def vote(answers, halt):
+    """The two answers [2, L] that most of C copies have; the highest halting logit of the first."""
     distinct, which = answers.unique(dim=0, return_inverse=True)
     # A copy is a vote; halting probabilities, less than half a vote in all, decide among equals.
-    votes = torch.zeros(len(distinct)).index_add(0, which, 1 + q.sigmoid() / (2 * len(q)))
+    votes = torch.zeros(len(distinct)).index_add(0, which, 1 + halt.sigmoid() / (2 * len(halt)))
     order = votes.argsort(descending=True)[:2]  # twice the same where all copies agree
-    return distinct[order[[0, -1]]], q[which == order[0]].max()
+    return distinct[order[[0, -1]]], halt[which == order[0]].max()
 
 
 def attempt(model, task, puzzles, cfg):
-    """Yield each step's two best answers [N, 2, L] by votes of copies, and q [N] of the first."""
+    """Yield each step's two best answers [N, 2, L] by votes; halting logits [N] of the first."""
     inputs, ids, undo = task.copies(puzzles.inputs.long(), puzzles.ids, cfg.augment)
-    for answers, q in think(model, inputs, model.puzzle_vectors[ids], cfg):
+    for answers, halt in think(model, inputs, model.puzzle_vectors[ids], cfg):
         answers = undo(answers).view(len(puzzles), cfg.augment, -1)
         if cfg.augment > 1:
-            copies = zip(answers.cpu(), q.cpu().view(len(puzzles), -1))  # of each puzzle
+            copies = zip(answers.cpu(), halt.cpu().view(len(puzzles), -1))  # of each puzzle
             best = [vote(*pair) for pair in copies]
-            answers, q = (torch.stack(part).to(inputs.device) for part in zip(*best))
-        yield answers.expand(-1, 2, -1), q
+            answers, halt = (torch.stack(part).to(inputs.device) for part in zip(*best))
+        yield answers.expand(-1, 2, -1), halt
 
 
 def evaluate(model, task, puzzles, cfg):
@@ -465,9 +465,9 @@ def evaluate(model, task, puzzles, cfg):
         for rows in torch.arange(len(puzzles)).split(size):
             torch.manual_seed(cfg.seed)  # the same symmetries, however many puzzles at once
             part = puzzles[rows]
-            for step, (answers, q) in enumerate(attempt(model, task, part, cfg)):
+            for step, (answers, halt) in enumerate(attempt(model, task, part, cfg)):
                 exact = data.Task.obeys(task, part, answers[:, 0])  # equal to the labels
-                found = torch.stack([exact, task.obeys(part, answers[:, 0]), exact == (q > 0)])
+                found = torch.stack([exact, task.obeys(part, answers[:, 0]), exact == (halt > 0)])
                 # In the later steps, too: there may be none, if all puzzles leave now.
                 scores[:, step:, rows] = found[:, None].float().cpu()
             best[rows] = answers.byte().cpu()
@@ -493,11 +493,11 @@ def print_evaluation(run, task, cfg, path):
 
 
 def solve(model, task, puzzle, cfg, svg=None):
-    """Print the answers to a puzzle until one is sure and stays, not all after N_sup; draw them."""
+    """Print the answers to a puzzle until one is sure and stays; after N_sup a few. Draw them."""
     question = replace(puzzle, labels=puzzle.labels * 0)  # so that nothing is right or wrong
     print(f"\n{task.describe(puzzle)}\n{data.show(task, question, puzzle.inputs[0])}")
     thoughts = attempt(model, task, puzzle, replace(cfg, early_exit=True))
-    steps = [(answers[:, 0], q.sigmoid().item()) for answers, q in thoughts]
+    steps = [(answers[:, 0], halt.sigmoid().item()) for answers, halt in thoughts]
     last, _ = steps[-1]  # [1, L]
     is_solved = task.obeys(puzzle, last)
     if is_solved and not puzzle.labels.any():  # it was typed
@@ -509,7 +509,7 @@ def solve(model, task, puzzle, cfg, svg=None):
         data.replace_file(svg, data.film(task, puzzle, steps))
         print(f"\ndrawn: {svg}")
     if task.rule or puzzle.labels.any():
-        print("\nsolved" if is_solved else f"\nnot solved: it must {task.rule or 'be another'}")
+        print("\nsolved" if is_solved else f"\nnot solved: it must {task.rule or 'match the file'}")
 
 
 # ---- Checkpoints, ours and the published ones ----------------------------------------------------
