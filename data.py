@@ -42,7 +42,7 @@ class Puzzles:
 
 
 class Task:
-    """A family of puzzles: length L, side, vocab V, letters [V], train, test, copies; see Grids."""
+    """A family: length L, side, vocab V, letters; train, test, copies, fingerprint: see Grids."""
 
     identities = 1  # puzzle vectors (ARC: tasks times augmentations)
     kind = ""  # what a model must have been made for, in words

@@ -525,7 +525,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(name, call, monkeyp
 
     monkeypatch.setattr(name, stopped)
     assert run(f"{command} --run cut") == 130
-    assert "stopped; --resume, or make, goes on" in capsys.readouterr().err
+    assert "stopped; train --resume, or make, goes on" in capsys.readouterr().err
     monkeypatch.setattr(name, real)
     assert run("train cut --resume") == 0
     whole = trm.load("runs/whole/checkpoint.pt")
@@ -724,7 +724,7 @@ def test_a_table_of_your_own(capsys):
 
 
 MISTAKES = """
-train sudoku-smal | sudoku-smal is neither a saved run nor a preset (sudoku, sudoku-att, sudoku-hrm
+train sudoku-smal | sudoku-smal is no preset (sudoku, sudoku-att, sudoku-hrm
 train sudoku --compile False | train takes no more words and no --svg; solve and plot do
 train sudoku-att --heads 7 | --heads 7: D 512 must divide
 train maze-small --size 4 | few mazes have over 10 moves: lower --min_path

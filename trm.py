@@ -46,7 +46,7 @@ class Config:
     n_layers: int = 2  # blocks in the tiny network (section 4.4)
     mixing: Literal["mlp", "attention"] = "mlp"  # what mixes the cells (section 4.5)
     heads: int = 8  # attention heads
-    expansion: float = 4.0  # a SwiGLU is 2/3 of this times wider inside ...
+    expansion: float = 4.0  # a SwiGLU is inside 2/3 of this times as wide as its input ...
     multiple: int = 256  # ... rounded up to a multiple of this
     prefix: int = 0  # positions for the puzzle embedding; only ARC needs them
     networks: int = 1  # 1: the same network updates z and y; 2: HRM's f_L and f_H (section 4.3)
@@ -54,7 +54,7 @@ class Config:
     n: int = 6  # updates of z in a recursion
     T: int = 3  # recursions in a supervision step; the last one has a gradient
     N_sup: int = 16  # supervision steps on one puzzle, at most
-    N_start: float = 1.0  # share of N_sup at the first step, growing to all of it; not in the paper
+    N_start: float = 1.0  # share of N_sup at first (0: one step), growing to all; not in the paper
     explore: float = 0.1  # chance, drawn each step, not to halt before a random step, 2 to N_sup
     explore_once: bool = False  # draw this once for a puzzle, not at each step; not in the paper
     loss: Literal["stablemax", "softmax"] = "stablemax"  # as published; softmax: Figure 3
@@ -71,7 +71,7 @@ class Config:
     ema: float = 0.999  # decay of the averaged weights, which are evaluated (section 4.7)
     # Evaluation and the machine
     N_eval: int = 16  # supervision steps; more than N_sup is thinking longer than trained for
-    early_exit: bool = False  # stop where the halting head is sure and the answer has not changed
+    early_exit: bool = False  # stop where p(halt) is over 1/2 and the answer has not changed
     augment: int = 1  # symmetric copies that vote; mazes have 8, ARC 1 + augmentations
     seed: int = 0  # of training puzzles, weights, training and, in eval, copies that vote
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: in training the faster one
@@ -121,7 +121,7 @@ def norm(h, dim):
 
 
 class SwiGLU(nn.Module):
-    """W_down (silu(W_gate h) * W_up h) over the channels (dim -1) or the positions (dim 0)."""
+    """W_down (silu(W_gate h) * W_up h) over channels (dim -1) or positions (0, once in front)."""
 
     def __init__(self, width, dim, cfg):
         super().__init__()
@@ -132,7 +132,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(inner, width)
 
     def forward(self, h):  # [B, S, D]
-        if self.dim == 0:  # positions first, [S, B, D]: each W acts on all of them in one product
+        if self.dim == 0:  # positions in front, [S, B, D]: so each W is one matrix product
             h = h.transpose(0, 1)
         gate, up = self.gate_up(h, self.dim).chunk(2, self.dim)
         h = self.down(F.silu(gate) * up, self.dim)
@@ -178,7 +178,7 @@ class Block(nn.Module):
         super().__init__()
         self.mix = SwiGLU(S, 0, cfg) if cfg.mixing == "mlp" else Attention(S, cfg)
         self.mlp = SwiGLU(cfg.D, -1, cfg)
-        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # of the first norm, as published
+        self.mixed_dim = 1 if cfg.mixing == "mlp" else -1  # of the first norm: over S, as published
 
     def forward(self, h):  # [B, S, D]
         h = norm(h + self.mix(h), self.mixed_dim)
@@ -259,13 +259,13 @@ def deep_recursion(model, x, y, z):
 def stablemax_cross_entropy(logits, labels):
     """Cross-entropy [B, L] with s(v) = v + 1, or 1 / (1 - v) for v < 0, in place of exp(v)."""
     v = logits.double()  # [B, L, V], float64 as published
-    s = v.relu() + 1 / (1 - v.clamp(max=0))  # where() would also compute 1 / 0: a nan
+    s = v.relu() + 1 / (1 - v.clamp(max=0))  # where() has a nan as gradient at v = 1
     p = s.gather(-1, labels[..., None]).squeeze(-1) / s.sum(-1)
     return -p.log()
 
 
 def losses(logits, q, labels, kind):
-    """Loss of the answer (where labels are not 0), of the halting head; is it right? Each [B]."""
+    """Loss of the answer (where labelled), of the halting head; is the answer right? Each [B]."""
     if kind == "stablemax":
         per_cell = stablemax_cross_entropy(logits, labels)
     else:
@@ -282,7 +282,7 @@ def losses(logits, q, labels, kind):
 # slots, each with a puzzle (inputs and labels [B, L], ids [B]), its (y, z) and the count [B] of its
 # supervision steps. A slot that halts gets a new puzzle at the next step: the batch is always full.
 def refill(slots, model, task, limit):
-    """The slots, by name: new puzzles where they have halted; at first all new, and checked."""
+    """The slots, tensors by name: those that have halted get new puzzles; at first all do."""
     inputs, labels, ids = task.draw(model.cfg.batch)  # for all: counting the halted stalls a GPU
     y, z = model.initial_state(model.cfg.batch)
     fresh = dict(inputs=inputs, labels=labels, ids=ids, y=y, z=z, count=torch.zeros_like(ids))
@@ -308,7 +308,7 @@ def check(inputs, labels, model):
 
 
 def least_steps(count, limit, explore):
-    """Steps that each slot has at least [B]: with chance `explore` 2 to limit, else 0."""
+    """The count [B] before which no slot is sure: with chance `explore` 2 to limit, else 0."""
     least = torch.randint_like(count, 2, max(limit, 2) + 1)
     return torch.where(torch.rand(len(count), device=count.device) < explore, least, 0)
 
@@ -341,7 +341,7 @@ def schedule(cfg, step):
 
 
 def most_steps(cfg, step):
-    """The limit of supervision steps: N_sup, or growing to it from the share N_start of it."""
+    """The limit of supervision steps: N_sup; it grows to that geometrically from N_start of it."""
     share = max(cfg.N_start, 1 / cfg.N_sup) ** max(0, 1 - step / cfg.steps)
     return round(cfg.N_sup * share)
 
@@ -362,7 +362,8 @@ def train_step(model, ema, optimizer, slots, task, step):
     loss = (answer_loss + 0.5 * halting_loss).mean()  # 0.5 as published
     loss.backward()
     share = schedule(cfg, step)
-    optimizer.param_groups[0]["lr"] = cfg.lr * share
+    for group in optimizer.param_groups:
+        group["lr"] = cfg.lr * share
     optimizer.step()
     optimizer.zero_grad()
     if cfg.prefix:
@@ -406,7 +407,7 @@ def multi_z_recursion(model, x, y, z):
 
 
 def continue_loss(model, x, y, z, q, last):
-    """HRM's loss of "continue" [B]; target: p of the next step's higher q; if `last`, of halt."""
+    """HRM's loss of "continue" [B]; target: sigmoid of the next max q (if `last`: next halt)."""
     with torch.no_grad():
         _, _, q_next = deep_recursion(model, x, y, z)
         target = torch.where(last, q_next[:, 0], q_next.amax(1)).sigmoid()
@@ -424,12 +425,12 @@ def think(model, inputs, vectors, cfg):
     active = torch.arange(len(inputs), device=inputs.device)  # the puzzles that still think
     for _ in range(cfg.N_eval):
         (y, z), logits, q = deep_recursion(model, x, y, z)
-        before = answers[active]
-        answers[active] = logits.argmax(-1)
+        new = logits.argmax(-1)
+        goes_on = (new != answers[active]).any(1) | (q[:, 0] <= 0)  # changed, or p at most 1/2
+        answers[active] = new
         halt[active] = q[:, 0]
         yield answers.clone(), halt.clone()
         if cfg.early_exit:
-            goes_on = (answers[active] != before).any(1) | (q[:, 0] <= 0)  # p at most 1/2
             active, x, y, z = active[goes_on], x[goes_on], y[goes_on], z[goes_on]
             if len(active) == 0:
                 return
@@ -592,7 +593,7 @@ def save(path, cfg, run):
 
 
 def train(cfg, task, run, path):
-    """Train to the last step; each save_every steps look at unseen puzzles, and save at `path`."""
+    """Train; each save_every steps look at unseen puzzles, save at `path`. Raises ValueError."""
     if cfg.compile:
         torch._dynamo.config.suppress_errors = True  # without a compiler it goes on uncompiled
         for net in run.model.nets:
@@ -657,7 +658,7 @@ def parse(argv):
 def preset(name):
     """What a preset sets of Config. Raises ValueError."""
     if name not in PRESETS:
-        raise ValueError(f"{name} is neither a saved run nor a preset ({', '.join(PRESETS)})")
+        raise ValueError(f"{name} is no preset ({', '.join(PRESETS)}); a run goes on by --resume")
     return parse(["train", name, *PRESETS[name].split()])[1]
 
 
@@ -723,9 +724,9 @@ def run_command(args, changes, device):
         return
     name = args.run or args.name
     path = Path("runs", name, "checkpoint.pt")
-    if args.is_training and not path.exists():
-        preset(args.name)  # raises where there is none, before a folder is made
     if args.is_training:
+        if not path.exists():
+            preset(args.name)  # raises where there is none, before a folder is made
         held = data.lock(path.parent)  # until this function ends
     elif not path.exists():
         path = Path(name)  # a run's folder or a file, ours or a published one
@@ -756,7 +757,7 @@ def main(argv=None):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return run_command(args, changes, device)
     except KeyboardInterrupt:
-        print("\nstopped; --resume, or make, goes on from the last save", file=sys.stderr)
+        print("\nstopped; train --resume, or make, goes on from the last save", file=sys.stderr)
         return 130
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"trm.py: {' '.join(str(error).split())[:400]}", file=sys.stderr)
@@ -772,7 +773,7 @@ SMALL = "--D 64 --expansion 1.5 --multiple 16 --n 2 --T 2 --N_start 0.125 --loss
 SMALL += " --batch 64 --lr 4e-3 --lr_final 0.02 --warmup 100 --weight_decay 0.1 --ema 0.995"
 ATT6 = SMALL + " --size 6 --D 128 --T 1 --mixing attention --heads 4 --N_start 0"  # 0: from 1
 PRESETS = {
-    "sudoku": "--size 9 --D 512",
+    "sudoku": "",  # the defaults
     "sudoku-att": "--mixing attention",
     "sudoku-hrm": "--mixing attention --prefix 1" + HRM,
     "sudoku-fast": "--T 1 --N_sup 8 --N_start 0.25 --N_eval 32 --loss softmax --batch 256 --lr 7e-4"
