@@ -308,7 +308,7 @@ def check(inputs, labels, model):
 
 
 def least_steps(count, limit, explore):
-    """The count [B] before which no slot is sure: with chance `explore` 2 to limit, else 0."""
+    """The count [B] from which a sure slot halts: with chance `explore` 2 to limit, else 0."""
     least = torch.randint_like(count, 2, max(limit, 2) + 1)
     return torch.where(torch.rand(len(count), device=count.device) < explore, least, 0)
 
